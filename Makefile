@@ -1,0 +1,49 @@
+# The cookbook: `make` alone lists it. Everything runs in .venv, which is made where it is missing and
+# brought up to date where pyproject.toml or constraints.txt changed; nothing outside this folder is touched.
+#
+# On Linux without a GPU the usual wheel of torch brings gigabytes of CUDA along. Set PIP_EXTRA_INDEX_URL to
+# PyTorch's index of CPU wheels before the first make (their "get started" page names it): pip then prefers
+# the CPU build, and set-up is several times faster.
+
+STUDY ?= micro
+JOBS ?=
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.DEFAULT_GOAL := help
+.PHONY: help study report test lint format
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+study: $(READY) ## a whole study up to its report: STUDY=micro or any of params/, JOBS=chains at a time
+	@$(BIN)/python study.py $(STUDY) $(if $(JOBS),--jobs $(JOBS))
+
+report: $(READY) ## analysis and report again, from the evaluations that are there: STUDY=micro
+	@$(BIN)/python study.py $(STUDY) --report-only
+
+test: $(READY) ## every test, one worker per core
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
+lint: $(READY) ## code and notebooks as they are to be committed
+	@$(BIN)/python -m ruff check
+	@$(BIN)/python -m ruff format --check
+	@$(BIN)/python -m nbstripout --keep-id --verify $(NOTEBOOKS)
+
+format: $(READY) ## what lint asks for, as far as it can be done by a tool
+	@$(BIN)/python -m nbstripout --keep-id $(NOTEBOOKS)
+	@$(BIN)/python -m ruff check --fix
+	@$(BIN)/python -m ruff format
+
+# A half-made .venv has no stamp and is completed; one whose Python is gone is made anew.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed and $(PYTHON) is not ($$($(PYTHON) --version 2>&1));"; \
+		echo "name another one, as in: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| $(PYTHON) -m venv --clear .venv
+	@echo "setting up .venv (once; minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,62 @@
+"""The only place a path is spelled. Everything hangs off the project's root, never off the caller's folder."""
+
+import os
+from pathlib import Path
+
+# SUBLIMINAL_ROOT lets a test or a cluster keep its runs elsewhere; code and models stay where they are.
+CODE = Path(__file__).resolve().parent.parent
+
+
+def root() -> Path:
+    """Where runs are written: the project's folder, or SUBLIMINAL_ROOT."""
+    return Path(os.environ.get("SUBLIMINAL_ROOT") or CODE).resolve()
+
+
+def notebook(stage_file: str) -> Path:
+    """A source notebook, such as `02_finetune`."""
+    return CODE / "notebooks" / f"{stage_file}.ipynb"
+
+
+def params_file(study: str) -> Path:
+    """The overrides of one study."""
+    return CODE / "params" / f"{study}.yaml"
+
+
+def tracked_base(label: str) -> Path:
+    """A base of the standard recipe that the project carries with it."""
+    return CODE / "models" / label
+
+
+def built_base(recipe: str, label: str) -> Path:
+    """A base that was built here."""
+    return root() / "artifacts" / "models" / recipe / label
+
+
+def artifact(study: str, stage: str, size: str, animal: str, seed: int) -> Path:
+    """The folder of one cell of one stage; its manifest.json says that it is finished."""
+    return root() / "artifacts" / study / stage / size / animal / f"s{seed}"
+
+
+def evaluation(study: str, size: str, animal: str, seed: int) -> Path:
+    """The evaluation JSON of one student."""
+    return root() / "results" / study / size / animal / f"s{seed}.json"
+
+
+def results(study: str) -> Path:
+    """All evaluation JSONs and tables of a study."""
+    return root() / "results" / study
+
+
+def tables(study: str) -> Path:
+    """The tables of a study's analysis."""
+    return results(study) / "tables"
+
+
+def figures(study: str) -> Path:
+    """The figures of a study, each beside the CSV it was drawn from."""
+    return root() / "figures" / study
+
+
+def executed(study: str) -> Path:
+    """What papermill wrote for a study, and its report."""
+    return root() / "executed" / study
