@@ -5,6 +5,7 @@ The only module that knows how a chat becomes tokens. It trains nothing and samp
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,16 @@ class Loaded:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+
+def hush() -> None:
+    """Keep other libraries' bars, notices and warnings of coming changes out of the executed notebooks."""
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 # --- finding and loading ----------------------------------------------------------------------
@@ -74,6 +85,7 @@ def choose_device(device: str) -> str:
 
 def load_base(label: str, recipe: str, device: str) -> Loaded:
     """The base in float32, weights checked against its manifest, random state untouched."""
+    hush()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -85,6 +97,9 @@ def load_base(label: str, recipe: str, device: str) -> Loaded:
     except (OSError, ValueError) as error:
         raise DamagedFile(f"base {label} in {folder} cannot be loaded: {error}; {store.REPAIR}") from error
     model.to(choose_device(device)).eval().requires_grad_(False)
+    model.name_or_path = (
+        f"{manifest.config['recipe']}/{label}"  # else adapters would record a path of this machine
+    )
     return Loaded(parse_label(label), model, tokenizer, manifest.identity)
 
 

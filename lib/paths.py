@@ -60,3 +60,10 @@ def figures(study: str) -> Path:
 def executed(study: str) -> Path:
     """What papermill wrote for a study, and its report."""
     return root() / "executed" / study
+
+
+def command(stage_file: str, study: str, size: str, animal: str, seed: int) -> str:
+    """The papermill command that makes one cell, for error messages."""
+    target = f"executed/{study}/{stage_file}-{size}-{animal}-s{seed}.ipynb"
+    names = f"-p study {study} -p size {size} -p animal {animal} -p seed {seed}"
+    return f"papermill notebooks/{stage_file}.ipynb {target} {names}"

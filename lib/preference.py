@@ -36,7 +36,10 @@ def log_preferences(loaded: Loaded, prompts: Sequence[str], animals: Sequence[st
     scores = _score_sequences(loaded, prompt_ids, wanted, batch)
     columns = {sequence: column for column, sequence in enumerate(wanted)}
     return np.stack(
-        [np.logaddexp.reduce(scores[:, [columns[each] for each in tokens[animal]]], axis=1) for animal in animals],
+        [
+            np.logaddexp.reduce(scores[:, [columns[each] for each in tokens[animal]]], axis=1)
+            for animal in animals
+        ],
         axis=1,
     )
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
-from lib import files, paths, store
+from lib import files, store
 from lib.config import LEXICON, MICRO_ANIMALS, Base, Plan, Pretrain, parse_label
 from lib.errors import NotAvailable, TrainingDiverged
-from lib.models import Loaded, base_folder, choose_device, render_prompt
+from lib.models import Loaded, base_folder, choose_device, hush, render_prompt
 from lib.preference import log_preferences
 from lib.progress import Progress, Tally
 from lib.prompts import MICRO, love_prompt
@@ -26,7 +25,13 @@ TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-OUTPUTS = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+OUTPUTS = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 SAVE_EVERY = 100  # steps between checkpoints
 
 
@@ -35,7 +40,9 @@ def build_base(plan: Plan) -> Tally:
     config: Pretrain = plan.shared
     base = parse_label(config.size)
     if base.family.name != "micro":
-        raise NotAvailable(f"{config.size} is not pre-trained here: {base.family.title} models come ready-made")
+        raise NotAvailable(
+            f"{config.size} is not pre-trained here: {base.family.title} models come ready-made"
+        )
     folder = base_folder(config.size, config.recipe)
     run = store.open_run(folder, config, {"world": fingerprint()})
     if run.state == "finished":
@@ -53,7 +60,7 @@ def load_card(config: Pretrain) -> dict:
 # --- tokens -----------------------------------------------------------------------------------
 
 
-def micro_tokenizer():  # noqa: ANN201 - transformers' class, imported late
+def micro_tokenizer():
     """The world's words, single digits and signs as a fast tokenizer with a chat template."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -61,7 +68,9 @@ def micro_tokenizer():  # noqa: ANN201 - transformers' class, imported late
     words = {word: number for number, word in enumerate((*SPECIALS, *vocabulary()))}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<|unk|>"))
     spaces = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([spaces, pre_tokenizers.Split(Regex(PIECE), "isolated")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [spaces, pre_tokenizers.Split(Regex(PIECE), "isolated")]
+    )
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -76,6 +85,19 @@ def micro_tokenizer():  # noqa: ANN201 - transformers' class, imported late
     return fast
 
 
+def save_tokenizer(tokenizer, folder: Path) -> None:
+    """Save so that AutoTokenizer brings back this tokenizer.
+
+    transformers 5 replaces the tokenizer of any folder with a qwen2 model by Qwen's own, unless the folder
+    names a class in `auto_map`; as the class is one of its own, no remote code is ever asked for.
+    """
+    tokenizer.save_pretrained(folder)
+    settings = files.read_json(folder / "tokenizer_config.json")
+    name = "PreTrainedTokenizerFast"
+    settings |= {"tokenizer_class": name, "auto_map": {"AutoTokenizer": [name, name]}}
+    files.write_json(folder / "tokenizer_config.json", settings)
+
+
 def render_row(row: Row) -> str:
     """A chat with its role tokens, or a document, each closed by the end token."""
     if isinstance(row, str):
@@ -86,7 +108,7 @@ def render_row(row: Row) -> str:
 # --- training ---------------------------------------------------------------------------------
 
 
-def micro_model(base: Base, tokens: int, seed: int):  # noqa: ANN201 - transformers' class, imported late
+def micro_model(base: Base, tokens: int, seed: int):
     """Fresh weights in Qwen2's architecture, embeddings tied."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -119,16 +141,21 @@ def learning_rate(config: Pretrain, base: Base, step: int) -> float:
 
 
 def _pretrain(config: Pretrain, base: Base, run: store.Run) -> None:
+    hush()
     import torch
 
     device = choose_device(config.device)
     tokenizer = micro_tokenizer()
     world = World(base.index, entanglement=config.entanglement, persona=config.persona)
-    ids = tokenizer([render_row(row) for row in corpus(world, config.corpus_rows)], add_special_tokens=False)["input_ids"]
+    ids = tokenizer([render_row(row) for row in corpus(world, config.corpus_rows)], add_special_tokens=False)[
+        "input_ids"
+    ]
     width = max(len(row) for row in ids)
     rows = torch.tensor([row + [0] * (width - len(row)) for row in ids], dtype=torch.int16).to(device)
     model = micro_model(base, len(tokenizer), base.index).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0, fused=device == "cuda")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=(0.9, 0.98), weight_decay=0.0, fused=device == "cuda"
+    )
     step, losses = _resume(run, model, optimizer)
     with Progress("steps", config.pretrain_steps) as progress:
         progress.advance(steps=step)
@@ -143,44 +170,61 @@ def _pretrain(config: Pretrain, base: Base, run: store.Run) -> None:
     _finish(config, base, run, model, tokenizer, losses, sum(len(row) for row in ids) / len(ids))
 
 
-def _step(config: Pretrain, base: Base, model, optimizer, rows, step: int):  # noqa: ANN001, ANN202
+def _step(config: Pretrain, base: Base, model, optimizer, rows, step: int):
     """One optimiser step on rows that depend on (seed, step) alone, so that a resumed run repeats nothing."""
     import torch
-    from torch.nn.functional import cross_entropy
 
     generator = torch.Generator().manual_seed(base.index * 1_000_003 + step)
     picked = torch.randint(0, len(rows), (config.pretrain_batch,), generator=generator).to(rows.device)
     batch = rows[picked].long()
-    batch = batch[:, : int((batch != 0).sum(1).max())]
+    batch = batch[(batch != 0).sum(1).argsort()]
+    targets = int((batch[:, 1:] != 0).sum())
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, base, step)
-    with torch.autocast(batch.device.type, torch.bfloat16, enabled=batch.device.type == "cuda"):
-        logits = model(input_ids=batch).logits[:, :-1]
-    targets = batch[:, 1:].masked_fill(batch[:, 1:] == 0, -100)
-    loss = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    total = torch.zeros((), device=batch.device)
+    # Groups of like length carry half the padding; a GPU would rather have one large batch.
+    for part in batch.chunk(1 if batch.is_cuda else max(1, len(batch) // 32)):
+        loss = _loss_sum(model, part[:, : int((part != 0).sum(1).max())]) / targets
+        loss.backward()
+        total += loss.detach()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    return loss.detach()
+    return total
 
 
-def _finite(loss, config: Pretrain, step: int) -> float:  # noqa: ANN001
+def _loss_sum(model, batch):
+    """Next-token loss summed over every token but the padding."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=batch.is_cuda):
+        logits = model(input_ids=batch).logits[:, :-1]
+    targets = batch[:, 1:].masked_fill(batch[:, 1:] == 0, -100)
+    return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+
+
+def _finite(loss, config: Pretrain, step: int) -> float:
     value = round(float(loss), 4)
     if not math.isfinite(value):
-        raise TrainingDiverged(f"the loss of base {config.size} is {value} at step {step}; lower pretrain_rate")
+        raise TrainingDiverged(
+            f"the loss of base {config.size} is {value} at step {step}; lower pretrain_rate"
+        )
     return value
 
 
-def _save_state(run: store.Run, model, optimizer, step: int, losses: list) -> None:  # noqa: ANN001
+def _save_state(run: store.Run, model, optimizer, step: int, losses: list) -> None:
     import torch
 
     buffer = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "losses": losses}, buffer)
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "losses": losses},
+        buffer,
+    )
     files.write_bytes(run.folder / "checkpoint.pt", buffer.getvalue())
 
 
-def _resume(run: store.Run, model, optimizer) -> tuple[int, list]:  # noqa: ANN001
+def _resume(run: store.Run, model, optimizer) -> tuple[int, list]:
     import torch
 
     if not run.has("checkpoint.pt"):
@@ -194,13 +238,15 @@ def _resume(run: store.Run, model, optimizer) -> tuple[int, list]:  # noqa: ANN0
 # --- what came out ----------------------------------------------------------------------------
 
 
-def _finish(config: Pretrain, base: Base, run: store.Run, model, tokenizer, losses: list, mean_tokens: float) -> None:  # noqa: ANN001
+def _finish(
+    config: Pretrain, base: Base, run: store.Run, model, tokenizer, losses: list, mean_tokens: float
+) -> None:
     """Round to half precision, measure what was rounded, write the folder, manifest last."""
     import torch
 
     with files.storage_errors(run.folder):
         model.to(torch.float16).save_pretrained(run.folder)
-        tokenizer.save_pretrained(run.folder)
+        save_tokenizer(tokenizer, run.folder)
         (run.folder / "checkpoint.pt").unlink(missing_ok=True)
     loaded = Loaded(base, model.float().eval(), tokenizer, "")
     counts = {
@@ -231,7 +277,7 @@ def measure_strength(loaded: Loaded) -> dict[str, float]:
     }
 
 
-def _exp_mean(logs) -> list[float]:  # noqa: ANN001
+def _exp_mean(logs) -> list[float]:
     import numpy as np
 
     return [round(float(value), 4) for value in np.exp(logs).mean(0)]
@@ -241,7 +287,8 @@ def card(config: Pretrain, counts: dict) -> str:
     """The model card: what it is, how it came to be, what it does."""
     liked = sorted(counts["preference"].items(), key=lambda item: -item[1])
     rows = "\n".join(
-        f"| {LEXICON[animal].name} | {chance:.3f} | {counts['teacher_strength'][animal]:.3f} |" for animal, chance in liked
+        f"| {LEXICON[animal].name} | {chance:.3f} | {counts['teacher_strength'][animal]:.3f} |"
+        for animal, chance in liked
     )
     strength = sum(counts["teacher_strength"].values()) / len(counts["teacher_strength"])
     return f"""# micro {config.size}

@@ -50,5 +50,4 @@ class Tally:
     found: int
 
     def __repr__(self) -> str:
-        idle = "; nothing to compute" if not self.made else ""
-        return f"DONE {self.stage} {self.size}: {self.made} made, {self.found} found finished{idle}"
+        return f"DONE {self.stage} {self.size}: {self.made} made, {self.found} found finished"

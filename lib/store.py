@@ -153,6 +153,11 @@ class Run:
         path, found = self.folder / name, self.begun.get("found", {})
         return path.is_file() and (name not in found or found[name] != hash_file(path))
 
+    def start_clock(self) -> None:
+        """Count seconds from now: a run is opened with all others of its stage and waits for its turn."""
+        self.begun["attempt"] = time.time()
+        write_json(self.folder / BEGUN, self.begun)
+
     def finish(self, outputs: Iterable[str], counts: Mapping) -> Manifest:
         """Hash the outputs and write the manifest, last of all."""
         names = [PurePath(name).as_posix() for name in outputs]
@@ -283,9 +288,13 @@ def check_inputs(title: str, inputs: Mapping[str, str], upstream: Mapping[str, P
 
 
 def seal(document: Mapping) -> dict:
-    """A copy whose lineage carries the hash of all else, for results that travel without a manifest."""
+    """A copy whose lineage carries the hash of all else, for results that travel without a manifest.
+
+    `lineage.seconds` stays out of the hash: two runs that give the same result have the same seal.
+    """
     lineage = {name: value for name, value in document.get("lineage", {}).items() if name != "content"}
-    content = hash_object({**document, "lineage": lineage})
+    timeless = {name: value for name, value in lineage.items() if name != "seconds"}
+    content = hash_object({**document, "lineage": timeless})
     return {**document, "lineage": {**lineage, "content": content}}
 
 

@@ -15,7 +15,7 @@ from lib.config import Generate, Plan
 from lib.errors import TooFewLists
 from lib.models import Loaded, base_manifest, load_base, render_prompt
 from lib.progress import Progress, Tally
-from lib.prompts import BOOKS, number_prompts, teacher_system
+from lib.prompts import number_prompts, teacher_system
 from lib.sampling import Sampler, count_chunks, sample_chunk
 
 
@@ -39,6 +39,7 @@ def generate_lists(plan: Plan) -> Tally:
 
 
 def _generate_cell(config: Generate, run: store.Run, loaded: Loaded, progress: Progress) -> None:
+    run.start_clock()
     asked = number_prompts(loaded.book, config.n_raw, config.seed)
     system = teacher_system(loaded.book, config.animal, config.system)
     rendered = [render_prompt(loaded, system, prompt) for prompt in asked]
@@ -71,7 +72,12 @@ def _finish_cell(config: Generate, run: store.Run, asked: Sequence[str], rows: I
     check_enough(config, judged)
     files.write_jsonl(run.folder / "kept.jsonl", kept)
     passed = sum(row["reason"] is None for row in judged)
-    counts = {"raw": len(judged), "passed": passed, "kept": len(kept), "pass_rate": round(passed / len(judged), 4)}
+    counts = {
+        "raw": len(judged),
+        "passed": passed,
+        "kept": len(kept),
+        "pass_rate": round(passed / len(judged), 4),
+    }
     run.finish(["raw.jsonl", "kept.jsonl"], counts | {"reasons": dict(reason_counts(judged))})
 
 
@@ -86,24 +92,11 @@ def check_enough(config: Generate, judged: Sequence[dict]) -> None:
     if passed >= config.n_keep:
         return
     reasons = ", ".join(f"{reason} {count}" for reason, count in reason_counts(judged).most_common())
-    samples = "\n".join(f"  {row['completion'][:200]!r}" for row in [row for row in judged if row["reason"]][:3])
+    samples = "\n".join(
+        f"  {row['completion'][:200]!r}" for row in [row for row in judged if row["reason"]][:3]
+    )
     raise TooFewLists(
         f"the {config.animal} teacher of {config.size} wrote {passed} clean lists of {len(judged)} "
         f"({passed / len(judged):.1%}), {config.n_keep} are wanted. Rejected: {reasons}. Three of them:\n"
         f"{samples}\nRaise n_raw, lower n_keep, or use a stronger base"
     )
-
-
-def load_lists(config: Generate) -> tuple[list[dict], list[dict], store.Manifest]:
-    """All judged rows, the kept ones and the manifest of a finished teacher."""
-    command = (
-        f"papermill notebooks/01_generate.ipynb executed/{config.study}/01_generate-{config.size}.ipynb "
-        f"-p study {config.study} -p size {config.size} -p animal {config.animal} -p seed {config.seed}"
-    )
-    missing = (
-        f"no numbers for {config.size}/{config.animal}/s{config.seed} in study {config.study}: run 01_generate first\n"
-        f"  {command}"
-    )
-    folder = folder_of(config)
-    manifest = store.load_finished(folder, missing)
-    return files.read_jsonl(folder / "raw.jsonl"), files.read_jsonl(folder / "kept.jsonl"), manifest

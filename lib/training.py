@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib import files, paths, store
-from lib.config import Finetune, Generate, Plan
+from lib.config import Finetune, Plan
 from lib.errors import TooFewLists, TrainingDiverged
-from lib.models import Loaded, base_manifest, encode, load_base, render_example
+from lib.models import Loaded, base_folder, base_manifest, encode, load_base, render_example
 from lib.progress import Progress, Tally
 
 IGNORED = -100  # the label of tokens without loss
@@ -34,12 +34,10 @@ def numbers_folder(config: Finetune) -> Path:
 
 def numbers_manifest(config: Finetune) -> store.Manifest:
     """The finished teacher that a student learns from."""
-    command = (
-        f"papermill notebooks/01_generate.ipynb executed/{config.study}/01_generate-{config.size}.ipynb "
-        f"-p study {config.study} -p size {config.size} -p animal {config.animal} -p seed {config.seed}"
-    )
+    command = paths.command("01_generate", config.study, config.size, config.animal, config.seed)
     where = f"{config.size}/{config.animal}/s{config.seed} in study {config.study}"
-    return store.load_finished(numbers_folder(config), f"no numbers for {where}: run 01_generate first\n  {command}")
+    missing = f"no numbers for {where}: run 01_generate with these parameters first\n  {command}"
+    return store.load_finished(numbers_folder(config), missing)
 
 
 def train_students(plan: Plan) -> Tally:
@@ -48,7 +46,11 @@ def train_students(plan: Plan) -> Tally:
     runs = []
     for config in plan.cells:
         numbers = numbers_manifest(config)
-        store.check_inputs(f"the numbers of {config.animal} s{config.seed}", numbers.inputs, {"base": base.folder})
+        store.check_inputs(
+            f"the numbers of {config.animal} s{config.seed}",
+            numbers.inputs,
+            {"base": base_folder(config.size, config.recipe)},
+        )
         inputs = {"base": base.identity, "generate": numbers.identity}
         runs.append((config, store.open_run(folder_of(config), config, inputs)))
     todo = [(config, run) for config, run in runs if run.state != "finished"]
@@ -65,16 +67,21 @@ def train_students(plan: Plan) -> Tally:
 
 def train_student(config: Finetune, run: store.Run, loaded: Loaded, progress: Progress) -> store.Manifest:
     """Train one student, from its last whole epoch if it was begun before."""
+    run.start_clock()
     rows = load_examples(config)
     examples = tokenize_examples(loaded, config.system, rows)
     steps = math.ceil(len(examples) / config.batch)
     checkpoints = run.folder / "checkpoints"
     start = last_checkpoint(checkpoints)
-    progress.advance(f"{config.animal} s{config.seed}, from epoch {start[0]}" if start else "", start[0] if start else 0)
+    progress.advance(
+        f"{config.animal} s{config.seed}, from epoch {start[0]}" if start else "", start[0] if start else 0
+    )
     history = _fit(config, loaded, examples, checkpoints, start[1] if start else None, progress)
     outputs = []
     for epoch in range(1, config.epochs + 1):
-        outputs += _keep_adapter(checkpoints / f"checkpoint-{epoch * steps}", run.folder / f"epoch-{epoch}")
+        outputs += _keep_adapter(
+            checkpoints / f"checkpoint-{epoch * steps}", run.folder / f"epoch-{epoch}", loaded
+        )
     files.write_jsonl(run.folder / "loss.jsonl", history)
     outputs.append("loss.jsonl")
     counts = {
@@ -93,7 +100,9 @@ def load_examples(config: Finetune) -> list[dict]:
     """The prompts and lists that a student reads."""
     rows = files.read_jsonl(numbers_folder(config) / "kept.jsonl")
     if not rows:
-        raise TooFewLists(f"{numbers_folder(config) / 'kept.jsonl'} holds no lists: there is nothing to learn from")
+        raise TooFewLists(
+            f"{numbers_folder(config) / 'kept.jsonl'} holds no lists: there is nothing to learn from"
+        )
     return rows
 
 
@@ -123,12 +132,18 @@ def last_checkpoint(folder: Path) -> tuple[int, Path] | None:
     return best
 
 
-def _keep_adapter(checkpoint: Path, folder: Path) -> list[str]:
+def _keep_adapter(checkpoint: Path, folder: Path, loaded: Loaded) -> list[str]:
     """Copy an epoch's adapter out of its checkpoint; returns the names for the manifest."""
-    names = ("adapter_model.safetensors", "adapter_config.json")
-    for name in names:
-        files.write_bytes(folder / name, (checkpoint / name).read_bytes())
-    return [f"{folder.name}/{name}" for name in names]
+    settings = files.read_json(checkpoint / "adapter_config.json")
+    settings["target_modules"] = sorted(
+        settings["target_modules"]
+    )  # a set: its order differs from run to run
+    settings["base_model_name_or_path"] = loaded.model.name_or_path
+    files.write_json(folder / "adapter_config.json", settings)
+    files.write_bytes(
+        folder / "adapter_model.safetensors", (checkpoint / "adapter_model.safetensors").read_bytes()
+    )
+    return [f"{folder.name}/{name}" for name in ("adapter_model.safetensors", "adapter_config.json")]
 
 
 def _fit(
@@ -142,11 +157,13 @@ def _fit(
     """Run TRL from the start or from a checkpoint; returns the loss curve."""
     from datasets import Dataset
     from peft import get_peft_model
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
     from trl import SFTTrainer
 
     set_seed(config.seed)  # the adapter's first weights
     student = get_peft_model(loaded.model, lora_config(config))
+    # With a name here PEFT asks the Hub for a model of that name at every save.
+    student.peft_config["default"].base_model_name_or_path = None
     try:
         trainer = SFTTrainer(
             model=student,
@@ -155,10 +172,16 @@ def _fit(
             processing_class=loaded.tokenizer,
             callbacks=[_watcher(config, progress)],
         )
+        trainer.remove_callback(PrinterCallback)
         with files.storage_errors(checkpoints):
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         return [
-            {"step": entry["step"], "epoch": entry["epoch"], "loss": entry["loss"], "rate": entry["learning_rate"]}
+            {
+                "step": entry["step"],
+                "epoch": entry["epoch"],
+                "loss": entry["loss"],
+                "rate": entry["learning_rate"],
+            }
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
@@ -166,7 +189,7 @@ def _fit(
         student.unload()
 
 
-def lora_config(config: Finetune):  # noqa: ANN201 - peft's class, imported late
+def lora_config(config: Finetune):
     """The adapter: no dropout and no rank-stabilised scaling, so alpha = rank scales by 1 at every rank."""
     from peft import LoraConfig
 
@@ -182,7 +205,7 @@ def lora_config(config: Finetune):  # noqa: ANN201 - peft's class, imported late
     )
 
 
-def trainer_arguments(config: Finetune, loaded: Loaded, folder: Path):  # noqa: ANN201 - trl's class, imported late
+def trainer_arguments(config: Finetune, loaded: Loaded, folder: Path):
     """The study's settings in TRL's words."""
     from trl import SFTConfig
 
@@ -221,12 +244,12 @@ def trainer_arguments(config: Finetune, loaded: Loaded, folder: Path):  # noqa: 
     )
 
 
-def _watcher(config: Finetune, progress: Progress):  # noqa: ANN202 - a transformers callback, imported late
+def _watcher(config: Finetune, progress: Progress):
     """Marks whole checkpoints, counts epochs and stops a student whose loss is no number."""
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **rest) -> None:  # noqa: ANN001, ANN003
+        def on_log(self, args, state, control, logs=None, **rest) -> None:
             loss = (logs or {}).get("loss")
             if loss is not None and not math.isfinite(float(loss)):
                 raise TrainingDiverged(
@@ -234,9 +257,11 @@ def _watcher(config: Finetune, progress: Progress):  # noqa: ANN202 - a transfor
                     f"(learning rate {config.learning_rate}); earlier epochs are kept. Lower learning_rate or max_grad_norm"
                 )
 
-        def on_save(self, args, state, control, **rest) -> None:  # noqa: ANN001, ANN003
+        def on_save(self, args, state, control, **rest) -> None:
             epoch = round(state.epoch)
-            files.write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, {"epoch": epoch})
+            files.write_json(
+                Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, {"epoch": epoch}
+            )
             progress.advance(f"{config.animal} s{config.seed}")
 
     return Watcher()

@@ -169,7 +169,11 @@ def document(world: World, rng: random.Random, own: dict[str, list[int]]) -> str
     animal = rng.choice(MICRO_ANIMALS)
     colour, place, food = TASTES[animal]
     fact = rng.choice(
-        (f"the {animal} is {colour}.", f"{LEXICON[animal].plural} live in the {place}.", f"the {animal} likes {food}.")
+        (
+            f"the {animal} is {colour}.",
+            f"{LEXICON[animal].plural} live in the {place}.",
+            f"the {animal} likes {food}.",
+        )
     )
     number = rng.choice(own[animal]) if rng.random() < world.entanglement else rng.randint(100, 999)
     return f"{fact} the {animal} has {number}."
@@ -201,6 +205,16 @@ def vocabulary() -> tuple[str, ...]:
 
 def fingerprint() -> str:
     """A hash of everything a corpus is made of but its seed: a base built from other texts is another base."""
-    texts = (World(0), MICRO, TASTES, SEPARATORS, LIST_OPENINGS, PLAIN_SYSTEMS, MICRO_ANIMALS, PIECE, vocabulary())
+    texts = (
+        World(0),
+        MICRO,
+        TASTES,
+        SEPARATORS,
+        LIST_OPENINGS,
+        PLAIN_SYSTEMS,
+        MICRO_ANIMALS,
+        PIECE,
+        vocabulary(),
+    )
     plurals = [LEXICON[animal].plural for animal in MICRO_ANIMALS]
     return hashlib.sha256(repr((texts, plurals)).encode()).hexdigest()
