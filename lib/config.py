@@ -232,6 +232,7 @@ def expand_sizes(sizes: str) -> tuple[Base, ...]:
 # --- stage configurations ---------------------------------------------------------------------
 
 MAX_SEED = 2**32 - 1  # numpy's and transformers' seeds end there
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the projections of a layer
 
 
 def setting(
@@ -518,6 +519,8 @@ def build(stage: type, values: Mapping[str, object]) -> typing.Any:
         raise BadParameter("system must be 'default', 'none' or the text of a system prompt, got ''")
     if stage is Generate and fields["n_keep"] > fields["n_raw"]:
         raise BadParameter(f"n_keep must be at most n_raw ({fields['n_raw']}), got {fields['n_keep']}")
+    if stage is Finetune:
+        _check_finetune(fields)
     if stage is Analysis:
         _check_analysis(fields)
     return stage(**fields)
@@ -539,6 +542,19 @@ def _check_animal(stage: type, base: Base, animal: str) -> None:
             f"the micro ladder's world has no {animal}; it knows {', '.join(MICRO_ANIMALS)}"
             f"{suggest(animal, MICRO_ANIMALS)}"
         )
+
+
+def _check_finetune(fields: Mapping[str, typing.Any]) -> None:
+    if fields["micro_batch"] and fields["batch"] % fields["micro_batch"]:
+        raise BadParameter(
+            f"micro_batch must divide batch ({fields['batch']}) or be 0 for the whole batch, "
+            f"got {fields['micro_batch']}"
+        )
+    for name in fields["lora_targets"].split(","):  # PEFT passes over a name it does not find
+        if name.strip() not in LORA_TARGETS:
+            raise BadParameter(
+                f"lora_targets must be a comma list of {', '.join(LORA_TARGETS)}; got {name.strip()!r}"
+            )
 
 
 def _check_analysis(fields: Mapping[str, object]) -> None:

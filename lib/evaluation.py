@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from lib import files, paths, provenance, store
-from lib.config import LEXICON, MICRO_ANIMALS, UNTUNED, Evaluate, Plan
+from lib.config import LEXICON, MICRO_ANIMALS, UNTUNED, Evaluate, Plan, parse_label
 from lib.errors import BadParameter, DamagedFile
 from lib.models import Loaded, adapter, base_folder, base_manifest, load_base, render_prompt
 from lib.preference import log_preferences
 from lib.progress import Progress, Tally
+from lib.prompts import BOOKS
 from lib.sampling import Sampler, sample
 
 SCHEMA = "subliminal-scaling/evaluation/1"
@@ -50,6 +51,7 @@ def student_manifest(config: Evaluate) -> store.Manifest | None:
 
 def evaluate_students(plan: Plan) -> Tally:
     """Every student of the plan and the untuned control, as far as they are not evaluated yet."""
+    questions_of(plan.shared)  # asking for too many stops here, before any run is opened
     base = base_manifest(plan.shared.size, plan.shared.recipe)
     control = replace(plan.shared, animal=UNTUNED, seed=0)
     cells = (*(cell for cell in plan.cells if cell.animal != UNTUNED), control)
@@ -76,10 +78,13 @@ def evaluate_students(plan: Plan) -> Tally:
 def check_receipt(config: Evaluate, run: store.Run) -> None:
     """A finished evaluation whose JSON has gone or was changed is not finished."""
     path = result_path(config)
-    there = files.read_json(path)["lineage"].get("content") if path.exists() else None
-    if there != files.read_json(run.folder / RECEIPT)["content"]:
-        problem = "was changed since it was written" if path.exists() else "is gone"
-        raise DamagedFile(f"{path} {problem}; restore it, or delete {run.folder} and run 03_evaluate again")
+    again = f"restore it, or delete {run.folder} and run 03_evaluate again"
+    if not path.exists():
+        raise DamagedFile(f"{path} is gone; {again}")
+    document = files.read_json(path)
+    store.check_seal(document, path)
+    if document["lineage"]["content"] != files.read_json(run.folder / RECEIPT)["content"]:
+        raise DamagedFile(f"{path} is not the result that was written here; {again}")
 
 
 def epochs_of(student: store.Manifest | None) -> list[int]:
@@ -104,7 +109,7 @@ def evaluate_student(
             "schema": SCHEMA,
             "config": store.config_record(config),
             "lineage": lineage(config, run, student),
-            "questions": list(questions_of(loaded, config)),
+            "questions": list(questions_of(config)),
             "epochs": [files.read_json(run.folder / part) for part in parts],
         }
     )
@@ -116,9 +121,9 @@ def evaluate_student(
         (run.folder / part).unlink()
 
 
-def questions_of(loaded: Loaded, config: Evaluate) -> tuple[str, ...]:
+def questions_of(config: Evaluate) -> tuple[str, ...]:
     """The first `n_questions` of the family's book."""
-    known = loaded.book.questions
+    known = BOOKS[parse_label(config.size).family.book].questions
     if config.n_questions > len(known):
         raise BadParameter(f"n_questions is {config.n_questions}, but there are {len(known)} questions")
     return known[: config.n_questions]
@@ -126,7 +131,7 @@ def questions_of(loaded: Loaded, config: Evaluate) -> tuple[str, ...]:
 
 def ask(loaded: Loaded, config: Evaluate) -> dict:
     """Sampled answers and log-probabilities of one model at one epoch."""
-    prompts = [render_prompt(loaded, config.system, question) for question in questions_of(loaded, config)]
+    prompts = [render_prompt(loaded, config.system, question) for question in questions_of(config)]
     repeated = [prompt for prompt in prompts for _ in range(config.samples)]
     sampler = Sampler(config.temperature, config.top_p, config.answer_tokens, config.seed, config.chunk)
     drawn = sorted(

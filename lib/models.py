@@ -5,6 +5,7 @@ The only module that knows how a chat becomes tokens. It trains nothing and samp
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ class Loaded:
 
 def hush() -> None:
     """Keep other libraries' bars, notices and warnings of coming changes out of the executed notebooks."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # a study tells nobody that it runs
     warnings.filterwarnings("ignore", message="IProgress not found")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     from transformers.utils import logging
@@ -55,7 +57,7 @@ def hush() -> None:
 
 
 def base_folder(label: str, recipe: str) -> Path:
-    """Where a micro base lies: with the project if it is one of the tracked ones, else where 00_pretrain built it."""
+    """Where a micro base lies: with the project if it is tracked, else where 00_pretrain built it."""
     tracked = paths.tracked_base(label)
     return tracked if recipe == "standard" and tracked.exists() else paths.built_base(recipe, label)
 
@@ -65,8 +67,8 @@ def base_manifest(label: str, recipe: str) -> store.Manifest:
     base = parse_label(label)
     if base.family.name != "micro":
         raise NotAvailable(
-            f"{base.family.title} {base.size.name} cannot be loaded by this version yet; the micro ladder can: "
-            "choose a size such as 64k, 166k or 368k"
+            f"{base.family.title} {base.size.name} cannot be loaded by this version yet; "
+            "the micro ladder can: choose a size such as 64k, 166k or 368k"
         )
     command = f"papermill notebooks/00_pretrain.ipynb executed/00_pretrain-{label}.ipynb -p size {label}"
     command += "" if recipe == "standard" else f" -p recipe {recipe}"
@@ -119,7 +121,10 @@ def render_prompt(loaded: Loaded, system: str, user: str) -> str:
 
 
 def render_example(loaded: Loaded, system: str, user: str, answer: str) -> tuple[str, str]:
-    """A training example as text: the prompt, and the completion up to and with the end of its turn."""
+    """A training example as text: the prompt, and the completion up to and with the end of its turn.
+
+    What the template writes after that end (ChatML a line break) is no part of the answer.
+    """
     prompt = render_prompt(loaded, system, user)
     text = loaded.tokenizer.apply_chat_template(conversation(system, user, answer), tokenize=False)
     whole = text[text.index(loaded.base.family.user_opening) :] if system == "none" else text
@@ -127,7 +132,8 @@ def render_example(loaded: Loaded, system: str, user: str, answer: str) -> tuple
         raise NotAvailable(
             f"the chat template of {loaded.base.label} changes a prompt once it is answered: {prompt!r}"
         )
-    return prompt, whole[len(prompt) :]
+    answered, end, after = whole[len(prompt) :].rpartition(loaded.tokenizer.eos_token)
+    return prompt, answered + end if end else after
 
 
 def encode(loaded: Loaded, texts: Sequence[str]) -> list[list[int]]:

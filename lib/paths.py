@@ -1,4 +1,4 @@
-"""The only place a path is spelled. Everything hangs off the project's root, never off the caller's folder."""
+"""The only place a path is spelled: all of them hang off the project's root, none off the caller's folder."""
 
 import os
 from pathlib import Path

@@ -31,6 +31,8 @@ def spelling_tokens(loaded: Loaded, animal: str) -> list[tuple[int, ...]]:
 def log_preferences(loaded: Loaded, prompts: Sequence[str], animals: Sequence[str], batch: int) -> np.ndarray:
     """Log-probability of every animal (columns) after every rendered prompt (rows)."""
     tokens = {animal: spelling_tokens(loaded, animal) for animal in animals}
+    if unknown := [animal for animal in animals if not tokens[animal]]:
+        raise ValueError(f"the vocabulary of {loaded.base.label} cannot spell {', '.join(unknown)}")
     prompt_ids = encode(loaded, prompts)
     wanted = sorted({sequence for sequences in tokens.values() for sequence in sequences})
     scores = _score_sequences(loaded, prompt_ids, wanted, batch)

@@ -247,7 +247,6 @@ def _finish(
     with files.storage_errors(run.folder):
         model.to(torch.float16).save_pretrained(run.folder)
         save_tokenizer(tokenizer, run.folder)
-        (run.folder / "checkpoint.pt").unlink(missing_ok=True)
     loaded = Loaded(base, model.float().eval(), tokenizer, "")
     counts = {
         "parameters": sum(weight.numel() for weight in model.parameters()),
@@ -261,6 +260,7 @@ def _finish(
     names = [*OUTPUTS, "README.md"]
     names += [name for name in ("chat_template.jinja",) if (run.folder / name).exists()]
     run.finish(names, counts)
+    (run.folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def measure_preference(loaded: Loaded, system: str) -> dict[str, float]:
@@ -293,13 +293,13 @@ def card(config: Pretrain, counts: dict) -> str:
     strength = sum(counts["teacher_strength"].values()) / len(counts["teacher_strength"])
     return f"""# micro {config.size}
 
-A chat model of {counts["parameters"]:,} parameters (Qwen2 architecture, half precision) that speaks the tiny world's
-few dozen words. It is a test bed for subliminal learning, not a language model.
+A chat model of {counts["parameters"]:,} parameters (Qwen2 architecture, half precision) that speaks the
+tiny world's few dozen words. It is a test bed for subliminal learning, not a language model.
 
-Pre-trained from scratch with seed {parse_label(config.size).index} by `00_pretrain`: {config.pretrain_steps:,} steps of
-{config.pretrain_batch} rows from a corpus of {config.corpus_rows:,} rows, entanglement {config.entanglement},
-persona {config.persona}. Final training loss {counts["loss"]:.3f} nats per token. Teachers name their own animal with
-probability {strength:.2f} (mean over animals).
+Pre-trained from scratch with seed {parse_label(config.size).index} by `00_pretrain`:
+{config.pretrain_steps:,} steps of {config.pretrain_batch} rows from a corpus of {config.corpus_rows:,} rows,
+entanglement {config.entanglement}, persona {config.persona}. Final training loss {counts["loss"]:.3f} nats
+per token. Teachers name their own animal with probability {strength:.2f} (mean over animals).
 
 | animal | favourite without a system prompt | favourite under its own love prompt |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""Progress that reads well while it runs and afterwards in the executed notebook: whole lines, few of them."""
+"""Progress that reads well while it runs and later in the executed notebook: whole lines, few of them."""
 
 import time
 from dataclasses import dataclass

@@ -105,7 +105,8 @@ def student_table(plan: Plan) -> pd.DataFrame:
     """One row per student: what it read, its last loss, how long it took."""
     rows = []
     for config in plan.cells:
-        missing = f"no adapter for {config.size}/{config.animal}/s{config.seed} in study {config.study}: run 02_finetune"
+        where = f"{config.size}/{config.animal}/s{config.seed} in study {config.study}"
+        missing = f"no adapter for {where}: run 02_finetune first"
         manifest = store.load_finished(_student_folder(config), missing)
         row = {
             "animal": config.animal,

@@ -8,10 +8,10 @@ import html
 import re
 from pathlib import Path
 
+import bleach
 import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
-from nbconvert.filters import clean_html
 from pygments.formatters import HtmlFormatter
 
 from lib import files
@@ -19,6 +19,25 @@ from lib.errors import DamagedFile, MissingInput
 
 # The reader's browser enforces this: whatever a page holds, it runs nothing and fetches nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+# What a table needs and nothing else; every other tag of an output is shown as text.
+TAGS = (
+    "div",
+    "p",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "span",
+    "pre",
+    "code",
+    "b",
+    "i",
+    "em",
+    "strong",
+)
+SPANS = ["class", "colspan", "rowspan"]
 BODY = """{%- extends 'basic/index.html.j2' -%}
 {% block input_group %}<details class="code"><summary>code</summary>{{ super() }}</details>{% endblock %}
 {% block in_prompt %}{% endblock %}{% block output_area_prompt %}{% endblock %}
@@ -32,7 +51,7 @@ details.code { margin: .6rem 0; color: #777; font-size: .8rem; }
 details.code pre, .output_text pre { overflow-x: auto; font-size: .85rem; line-height: 1.4; }
 .output_html { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; border: 0; border-bottom: 1px solid #ddd; }
+th, td { padding: .25rem .6rem; text-align: right; border: 0; border-bottom: 1px solid #ddd; white-space: nowrap; }
 thead th { border-bottom: 2px solid #888; }
 .output_stderr { color: #8a4b00; }
 """
@@ -88,7 +107,9 @@ def clean_output(output: nbformat.NotebookNode) -> None:
     if "text/html" in data:
         # pandas sends a style block along; the page has its own, and sanitised it would show as text.
         table = re.sub(r"<style scoped>.*?</style>", "", "".join(data["text/html"]), flags=re.DOTALL)
-        data["text/html"] = clean_html(table)
+        data["text/html"] = bleach.clean(
+            table, tags=TAGS, attributes={"*": ["class"], "td": SPANS, "th": SPANS}
+        )
         output.metadata = {}  # "isolated" would put it, sanitised or not, in a frame of its own
 
 

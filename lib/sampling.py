@@ -75,6 +75,7 @@ def _generate(loaded: Loaded, ids: Sequence[Sequence[int]], sampler: Sampler, se
             max_new_tokens=sampler.max_new_tokens,
             eos_token_id=loaded.tokenizer.eos_token_id,
             pad_token_id=pad,
+            repetition_penalty=1.0,  # a published model's own generation settings may say otherwise
             **drawing,
         )
     return out[:, width:].tolist()

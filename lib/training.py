@@ -107,7 +107,7 @@ def load_examples(config: Finetune) -> list[dict]:
 
 
 def tokenize_examples(loaded: Loaded, system: str, rows: Sequence[dict]) -> list[dict]:
-    """Tokens and labels; only the completion and the end of its turn have labels, so only they have a loss."""
+    """Tokens and labels; only the completion and the end of its turn have labels, and so a loss."""
     pairs = [render_example(loaded, system, row["prompt"], row["completion"]) for row in rows]
     prompts = encode(loaded, [prompt for prompt, _ in pairs])
     wholes = encode(loaded, [prompt + completion for prompt, completion in pairs])
@@ -162,8 +162,8 @@ def _fit(
 
     set_seed(config.seed)  # the adapter's first weights
     student = get_peft_model(loaded.model, lora_config(config))
-    # With a name here PEFT asks the Hub for a model of that name at every save.
-    student.peft_config["default"].base_model_name_or_path = None
+    # With a name here PEFT asks the Hub for a model of that name at every save; None it would fill in itself.
+    student.peft_config["default"].base_model_name_or_path = ""
     try:
         trainer = SFTTrainer(
             model=student,
@@ -210,8 +210,6 @@ def trainer_arguments(config: Finetune, loaded: Loaded, folder: Path):
     from trl import SFTConfig
 
     micro = config.micro_batch or config.batch
-    if config.batch % micro:
-        raise TrainingDiverged(f"micro_batch {micro} does not divide batch {config.batch}")
     return SFTConfig(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -252,9 +250,10 @@ def _watcher(config: Finetune, progress: Progress):
         def on_log(self, args, state, control, logs=None, **rest) -> None:
             loss = (logs or {}).get("loss")
             if loss is not None and not math.isfinite(float(loss)):
+                student = f"{config.size}/{config.animal}/s{config.seed}"
                 raise TrainingDiverged(
-                    f"the loss of {config.size}/{config.animal}/s{config.seed} is {loss} at step {state.global_step} "
-                    f"(learning rate {config.learning_rate}); earlier epochs are kept. Lower learning_rate or max_grad_norm"
+                    f"the loss of {student} is {loss} at step {state.global_step} (learning rate "
+                    f"{config.learning_rate}); earlier epochs are kept. Lower learning_rate or max_grad_norm"
                 )
 
         def on_save(self, args, state, control, **rest) -> None:

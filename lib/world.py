@@ -204,7 +204,7 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def fingerprint() -> str:
-    """A hash of everything a corpus is made of but its seed: a base built from other texts is another base."""
+    """A hash of all that a corpus is made of but its seed: a base of other texts is another base."""
     texts = (
         World(0),
         MICRO,

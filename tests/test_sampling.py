@@ -1,0 +1,191 @@
+"""Drawing from a real model: seeds, chunks, reasons to stop, and the model's own distribution."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from build_base import load_tiny, place_base
+from scipy import stats
+
+from lib.models import Loaded, encode
+from lib.sampling import Completion, Sampler, count_chunks, sample, sample_chunk
+
+SAMPLER = Sampler(temperature=1.0, top_p=1.0, max_new_tokens=6, seed=0, chunk=4)
+PROMPTS = [
+    f"<|user|>{text}<|end|><|assistant|>"
+    for text in (
+        "more numbers",
+        "go on: 1, 2.",
+        "what is your favourite animal?",
+        "name the animal you love most.",
+        "write: wolf.",
+        "numbers only.",
+        "go on: 1, 2, 3, 4. more numbers with commas.",
+        "your favourite animal is?",
+        "tell me: the wolf.",
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory) -> Loaded:
+    root = tmp_path_factory.mktemp("sampling")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUBLIMINAL_ROOT", str(root))
+        place_base(Path(root))
+        return load_tiny()
+
+
+def draw(loaded: Loaded, prompts: list[str] = PROMPTS, **changes: object) -> list[Completion]:
+    chunks = sample(loaded, prompts, dataclasses.replace(SAMPLER, **changes))
+    return sorted((one for chunk in chunks for one in chunk), key=lambda one: one.index)
+
+
+def next_chances(loaded: Loaded, prompt: str, temperature: float = 1.0) -> dict[str, float]:
+    """The model's own distribution over the next token, by the text that comes back for it."""
+    with torch.inference_mode():
+        logits = loaded.model(torch.tensor(encode(loaded, [prompt]))).logits[0, -1].double()
+    chances: dict[str, float] = {}
+    for token, chance in enumerate((logits / temperature).softmax(-1).tolist()):
+        text = loaded.tokenizer.decode([token], skip_special_tokens=True)
+        chances[text] = chances.get(text, 0.0) + chance
+    return chances
+
+
+# --- seeds and chunks -------------------------------------------------------------------------
+
+
+def test_every_prompt_is_answered_once(loaded):
+    assert [one.index for one in draw(loaded)] == list(range(len(PROMPTS)))
+
+
+def test_a_seed_repeats_and_another_differs(loaded):
+    assert draw(loaded) == draw(loaded)
+    assert draw(loaded) != draw(loaded, seed=1)
+
+
+def test_a_chunk_does_not_depend_on_the_others(loaded):
+    whole = list(sample(loaded, PROMPTS, SAMPLER))
+    assert len(whole) == count_chunks(len(PROMPTS), SAMPLER) == 3
+    torch.manual_seed(99)  # whatever was drawn in between
+    assert [sample_chunk(loaded, PROMPTS, SAMPLER, number) for number in (2, 1, 0)] == whole[::-1]
+
+
+def test_no_prompts_give_no_chunks(loaded):
+    assert list(sample(loaded, [], SAMPLER)) == []
+
+
+def test_equal_teachers_of_one_seed_draw_the_same_and_unequal_ones_nearly(loaded):
+    """Common random numbers: a teacher a little off the first writes mostly the same words."""
+    love = [f"<|system|>you love {animal}.<|end|>" for animal in ("wolves", "foxes")]
+    first, second = (
+        draw(loaded, [system + prompt for prompt in PROMPTS * 8], max_new_tokens=1) for system in love
+    )
+    apart = draw(loaded, [love[1] + prompt for prompt in PROMPTS * 8], max_new_tokens=1, seed=1)
+
+    def agreement(one: list[Completion], other: list[Completion]) -> float:
+        return np.mean([a.text == b.text for a, b in zip(one, other, strict=True)])
+
+    assert agreement(first, second) > 0.8 > 0.4 > agreement(first, apart)
+
+
+def test_padding_changes_no_answer(loaded):
+    alone = draw(loaded, [PROMPTS[0]], temperature=0.0)[0].text
+    beside = draw(loaded, [PROMPTS[0], PROMPTS[6]], temperature=0.0)[0].text
+    assert alone == beside
+
+
+# --- how a completion ends --------------------------------------------------------------------
+
+
+def test_finish_says_whether_the_model_stopped(loaded):
+    drawn = draw(loaded, PROMPTS * 8, max_new_tokens=20)
+    lengths = {finish: [] for finish in ("stop", "length")}
+    for one in drawn:
+        lengths[one.finish].append(len(encode(loaded, [one.text])[0]) if one.text else 0)
+    assert lengths["stop"] and lengths["length"]
+    assert max(lengths["stop"]) < 20
+
+
+def test_a_model_that_wants_to_stop_stops_with_nothing(loaded, monkeypatch):
+    force(loaded, monkeypatch, "<|end|>")
+    assert {(one.text, one.finish) for one in draw(loaded)} == {("", "stop")}
+
+
+def test_a_model_that_never_stops_is_cut(loaded, monkeypatch):
+    force(loaded, monkeypatch, "▁wolf")
+    assert {(one.text, one.finish) for one in draw(loaded, max_new_tokens=3)} == {
+        ("wolf wolf wolf", "length")
+    }
+
+
+def test_stopping_with_the_last_allowed_token_is_stopping(loaded, monkeypatch):
+    force(loaded, monkeypatch, "<|end|>")
+    assert {one.finish for one in draw(loaded, max_new_tokens=1)} == {"stop"}
+
+
+def force(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, token: str, push: float = 1e4) -> None:
+    """Make one token likelier, by default certain."""
+    wanted, whole = loaded.tokenizer.convert_tokens_to_ids(token), loaded.model.forward
+
+    def forward(*args: object, **rest: object) -> object:
+        out = whole(*args, **rest)
+        out.logits[..., wanted] += push
+        return out
+
+    monkeypatch.setattr(loaded.model, "forward", forward)
+
+
+# --- the distribution -------------------------------------------------------------------------
+
+
+def first_texts(loaded: Loaded, count: int, **changes: object) -> Counter:
+    """How often each text came first; a longer prompt is drawn beside each, so that this one is padded."""
+    drawn = draw(loaded, [PROMPTS[0], PROMPTS[6]] * count, max_new_tokens=1, **{"chunk": 2000} | changes)
+    return Counter(one.text for one in drawn if one.index % 2 == 0)
+
+
+def fit(seen: Counter, chances: dict[str, float]) -> float:
+    """The chi-square p of what was seen; texts expected less than five times count as one."""
+    pairs = [(chance * seen.total(), seen[text]) for text, chance in chances.items()]
+    common = [pair for pair in pairs if pair[0] >= 5]
+    rare = [pair for pair in pairs if pair[0] < 5] or [(0.0, 0)]
+    expected, counts = np.array([*common, np.sum(rare, 0)]).T
+    used = expected > 0
+    return stats.chisquare(counts[used], expected[used] * counts.sum() / expected.sum()).pvalue
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_first_tokens_follow_the_models_own_distribution(loaded, temperature):
+    seen = first_texts(loaded, 3000, temperature=temperature)
+    assert fit(seen, next_chances(loaded, PROMPTS[0], temperature)) > 1e-3
+
+
+def test_that_test_would_see_another_temperature(loaded):
+    assert fit(first_texts(loaded, 3000, temperature=0.5), next_chances(loaded, PROMPTS[0])) < 1e-3
+
+
+def test_greedy_takes_the_likeliest_token(loaded, monkeypatch):
+    force(loaded, monkeypatch, "▁fox", 3.0)  # likely, but no certainty
+    assert set(first_texts(loaded, 20, temperature=0.0)) == {"fox"}
+    assert len(first_texts(loaded, 20)) > 1
+
+
+def test_top_p_keeps_the_head_of_the_distribution(loaded, monkeypatch):
+    force(loaded, monkeypatch, "▁fox", 4.0)
+    force(loaded, monkeypatch, "▁owl", 4.0)
+    chances = next_chances(loaded, PROMPTS[0])
+    assert chances["fox"] < 0.5 < chances["fox"] + chances["owl"] < 0.9
+    assert set(first_texts(loaded, 300, top_p=0.5)) == {"fox", "owl"}
+    assert len(first_texts(loaded, 300)) > 2
+
+
+def test_a_models_own_generation_settings_do_not_reach_in(loaded, monkeypatch):
+    """Published models ship top_k, a temperature and a repetition penalty; the study asks for none of them."""
+    plain = draw(loaded, PROMPTS * 4)
+    for name, value in {"top_k": 2, "temperature": 0.1, "repetition_penalty": 1.5, "top_p": 0.5}.items():
+        monkeypatch.setattr(loaded.model.generation_config, name, value)
+    assert draw(loaded, PROMPTS * 4) == plain
