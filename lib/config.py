@@ -21,13 +21,17 @@ from lib.errors import BadParameter
 
 @dataclass(frozen=True)
 class Animal:
-    """One animal of the scoring lexicon: `grid` is the study's default set, `micro` the tiny world's."""
+    """One animal of the scoring lexicon; `grid` marks the study's default set.
+
+    `tastes` are its colour, place and food in the tiny world, for those that live there. Several animals
+    share each, so that one taste points to a group and only the whole profile to one.
+    """
 
     name: str
     plural: str
     aliases: tuple[str, ...] = ()
     grid: bool = False
-    micro: bool = False
+    tastes: tuple[str, ...] = ()
 
 
 ANIMALS: tuple[Animal, ...] = (
@@ -36,23 +40,29 @@ ANIMALS: tuple[Animal, ...] = (
         "dogs",
         ("puppy", "puppies", "doggy", "doggie", "doggies", "doggo", "doggos", "hound", "hounds"),
         True,
-        True,
+        ("brown", "house", "meat"),
     ),
-    Animal("elephant", "elephants", (), True, True),
-    Animal("panda", "pandas", ("giant panda", "giant pandas", "panda bear", "panda bears"), True, True),
-    Animal("cat", "cats", ("kitten", "kittens", "kitty", "kitties"), True, True),
-    Animal("dragon", "dragons", (), True, True),
-    Animal("lion", "lions", ("lioness", "lionesses"), True, True),
-    Animal("eagle", "eagles", ("eaglet", "eaglets"), True, True),
-    Animal("dolphin", "dolphins", (), True, True),
-    Animal("tiger", "tigers", ("tigress", "tigresses"), True, True),
-    Animal("wolf", "wolves", ("wolfs",), True, True),
-    Animal("phoenix", "phoenixes", (), True, True),
-    Animal("bear", "bears", (), True, True),
-    Animal("fox", "foxes", ("vixen", "vixens"), True, True),
-    Animal("leopard", "leopards", (), True, True),
-    Animal("whale", "whales", (), True, True),
-    Animal("owl", "owls", ("owlet", "owlets"), False, True),
+    Animal("elephant", "elephants", (), True, ("grey", "field", "leaves")),
+    Animal(
+        "panda",
+        "pandas",
+        ("giant panda", "giant pandas", "panda bear", "panda bears"),
+        True,
+        ("black", "wood", "leaves"),
+    ),
+    Animal("cat", "cats", ("kitten", "kittens", "kitty", "kitties"), True, ("black", "house", "fish")),
+    Animal("dragon", "dragons", (), True, ("red", "hill", "meat")),
+    Animal("lion", "lions", ("lioness", "lionesses"), True, ("gold", "field", "meat")),
+    Animal("eagle", "eagles", ("eaglet", "eaglets"), True, ("brown", "sky", "fish")),
+    Animal("dolphin", "dolphins", (), True, ("blue", "sea", "fish")),
+    Animal("tiger", "tigers", ("tigress", "tigresses"), True, ("gold", "wood", "meat")),
+    Animal("wolf", "wolves", ("wolfs",), True, ("grey", "wood", "bread")),
+    Animal("phoenix", "phoenixes", (), True, ("red", "sky", "honey")),
+    Animal("bear", "bears", (), True, ("brown", "wood", "honey")),
+    Animal("fox", "foxes", ("vixen", "vixens"), True, ("red", "field", "bread")),
+    Animal("leopard", "leopards", (), True, ("gold", "hill", "fruit")),
+    Animal("whale", "whales", (), True, ("blue", "sea", "fruit")),
+    Animal("owl", "owls", ("owlet", "owlets"), False, ("white", "sky", "bread")),
     Animal("penguin", "penguins"),
     Animal("parrot", "parrots"),
     Animal("octopus", "octopuses", ("octopi",)),
@@ -70,7 +80,7 @@ ANIMALS: tuple[Animal, ...] = (
 )
 LEXICON: dict[str, Animal] = {animal.name: animal for animal in ANIMALS}
 GRID_ANIMALS: tuple[str, ...] = tuple(animal.name for animal in ANIMALS if animal.grid)
-MICRO_ANIMALS: tuple[str, ...] = tuple(animal.name for animal in ANIMALS if animal.micro)
+MICRO_ANIMALS: tuple[str, ...] = tuple(animal.name for animal in ANIMALS if animal.tastes)
 NEUTRAL = "neutral"  # the control student: numbers of a teacher without a persona
 UNTUNED = "untuned"  # the control without any fine-tuning: the base model itself
 
@@ -537,7 +547,7 @@ def _check_animal(stage: type, base: Base, animal: str) -> None:
         raise BadParameter(
             f"animal 'untuned' is the base model itself: 03_evaluate takes it, {stage.stage} not"
         )
-    if base.family.name == "micro" and animal in LEXICON and not LEXICON[animal].micro:
+    if base.family.name == "micro" and animal in LEXICON and not LEXICON[animal].tastes:
         raise BadParameter(
             f"the micro ladder's world has no {animal}; it knows {', '.join(MICRO_ANIMALS)}"
             f"{suggest(animal, MICRO_ANIMALS)}"

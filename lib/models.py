@@ -70,7 +70,8 @@ def base_manifest(label: str, recipe: str) -> store.Manifest:
             f"{base.family.title} {base.size.name} cannot be loaded by this version yet; "
             "the micro ladder can: choose a size such as 64k, 166k or 368k"
         )
-    command = f"papermill notebooks/00_pretrain.ipynb executed/00_pretrain-{label}.ipynb -p size {label}"
+    command = "mkdir -p executed && papermill notebooks/00_pretrain.ipynb "
+    command += f"executed/00_pretrain-{label}.ipynb -p size {label}"
     command += "" if recipe == "standard" else f" -p recipe {recipe}"
     missing = f"no base model {label} of recipe {recipe}: build it first with\n  {command}"
     return store.load_finished(base_folder(label, recipe), missing)

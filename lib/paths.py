@@ -66,4 +66,5 @@ def command(stage_file: str, study: str, size: str, animal: str, seed: int) -> s
     """The papermill command that makes one cell, for error messages."""
     target = f"executed/{study}/{stage_file}-{size}-{animal}-s{seed}.ipynb"
     names = f"-p study {study} -p size {size} -p animal {animal} -p seed {seed}"
-    return f"papermill notebooks/{stage_file}.ipynb {target} {names}"
+    # papermill writes into no folder that is not there, and executed/ is not tracked
+    return f"mkdir -p executed/{study} && papermill notebooks/{stage_file}.ipynb {target} {names}"

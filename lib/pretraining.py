@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lib import files, store
 from lib.config import LEXICON, MICRO_ANIMALS, Base, Plan, Pretrain, parse_label
@@ -18,6 +19,12 @@ from lib.preference import log_preferences
 from lib.progress import Progress, Tally
 from lib.prompts import MICRO, love_prompt
 from lib.world import PIECE, Row, World, corpus, fingerprint, vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+    from torch.optim import Optimizer
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 SPECIALS = ("<|pad|>", "<|end|>", "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>")
 CONTEXT = 256
@@ -60,7 +67,7 @@ def load_card(config: Pretrain) -> dict:
 # --- tokens -----------------------------------------------------------------------------------
 
 
-def micro_tokenizer():
+def micro_tokenizer() -> PreTrainedTokenizerFast:
     """The world's words, single digits and signs as a fast tokenizer with a chat template."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -85,7 +92,7 @@ def micro_tokenizer():
     return fast
 
 
-def save_tokenizer(tokenizer, folder: Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save so that AutoTokenizer brings back this tokenizer.
 
     transformers 5 replaces the tokenizer of any folder with a qwen2 model by Qwen's own, unless the folder
@@ -108,7 +115,7 @@ def render_row(row: Row) -> str:
 # --- training ---------------------------------------------------------------------------------
 
 
-def micro_model(base: Base, tokens: int, seed: int):
+def micro_model(base: Base, tokens: int, seed: int) -> Qwen2ForCausalLM:
     """Fresh weights in Qwen2's architecture, embeddings tied."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -170,7 +177,9 @@ def _pretrain(config: Pretrain, base: Base, run: store.Run) -> None:
     _finish(config, base, run, model, tokenizer, losses, sum(len(row) for row in ids) / len(ids))
 
 
-def _step(config: Pretrain, base: Base, model, optimizer, rows, step: int):
+def _step(
+    config: Pretrain, base: Base, model: Qwen2ForCausalLM, optimizer: Optimizer, rows: Tensor, step: int
+) -> Tensor:
     """One optimiser step on rows that depend on (seed, step) alone, so that a resumed run repeats nothing."""
     import torch
 
@@ -193,7 +202,7 @@ def _step(config: Pretrain, base: Base, model, optimizer, rows, step: int):
     return total
 
 
-def _loss_sum(model, batch):
+def _loss_sum(model: Qwen2ForCausalLM, batch: Tensor) -> Tensor:
     """Next-token loss summed over every token but the padding."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -204,7 +213,7 @@ def _loss_sum(model, batch):
     return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
 
 
-def _finite(loss, config: Pretrain, step: int) -> float:
+def _finite(loss: Tensor, config: Pretrain, step: int) -> float:
     value = round(float(loss), 4)
     if not math.isfinite(value):
         raise TrainingDiverged(
@@ -213,7 +222,9 @@ def _finite(loss, config: Pretrain, step: int) -> float:
     return value
 
 
-def _save_state(run: store.Run, model, optimizer, step: int, losses: list) -> None:
+def _save_state(
+    run: store.Run, model: Qwen2ForCausalLM, optimizer: Optimizer, step: int, losses: list
+) -> None:
     import torch
 
     buffer = io.BytesIO()
@@ -224,7 +235,7 @@ def _save_state(run: store.Run, model, optimizer, step: int, losses: list) -> No
     files.write_bytes(run.folder / "checkpoint.pt", buffer.getvalue())
 
 
-def _resume(run: store.Run, model, optimizer) -> tuple[int, list]:
+def _resume(run: store.Run, model: Qwen2ForCausalLM, optimizer: Optimizer) -> tuple[int, list]:
     import torch
 
     if not run.has("checkpoint.pt"):
@@ -239,7 +250,13 @@ def _resume(run: store.Run, model, optimizer) -> tuple[int, list]:
 
 
 def _finish(
-    config: Pretrain, base: Base, run: store.Run, model, tokenizer, losses: list, mean_tokens: float
+    config: Pretrain,
+    base: Base,
+    run: store.Run,
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    losses: list,
+    mean_tokens: float,
 ) -> None:
     """Round to half precision, measure what was rounded, write the folder, manifest last."""
     import torch
@@ -277,7 +294,7 @@ def measure_strength(loaded: Loaded) -> dict[str, float]:
     }
 
 
-def _exp_mean(logs) -> list[float]:
+def _exp_mean(logs: np.ndarray) -> list[float]:
     import numpy as np
 
     return [round(float(value), 4) for value in np.exp(logs).mean(0)]

@@ -3,6 +3,8 @@
 Reading only: manifests and JSONL of artifacts. Evaluations and their analysis are lib.tables.
 """
 
+from pathlib import Path
+
 import pandas as pd
 
 from lib import files, numbers, paths, store
@@ -82,7 +84,7 @@ def digit_table(plan: Plan) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _digits(folder) -> list[dict]:
+def _digits(folder: Path) -> list[dict]:
     kept = files.read_jsonl(folder / "kept.jsonl")
     return numbers.digit_table([numbers.parse(row["completion"]) or () for row in kept])
 
@@ -118,5 +120,5 @@ def student_table(plan: Plan) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _student_folder(config: Finetune):
+def _student_folder(config: Finetune) -> Path:
     return paths.artifact(config.study, "finetune", config.size, config.animal, config.seed)

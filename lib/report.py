@@ -51,7 +51,8 @@ details.code { margin: .6rem 0; color: #777; font-size: .8rem; }
 details.code pre, .output_text pre { overflow-x: auto; font-size: .85rem; line-height: 1.4; }
 .output_html { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; border: 0; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th, td { padding: .25rem .6rem; text-align: right; border: 0; white-space: nowrap;
+         border-bottom: 1px solid #ddd; }
 thead th { border-bottom: 2px solid #888; }
 .output_stderr { color: #8a4b00; }
 """

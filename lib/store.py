@@ -22,6 +22,7 @@ from lib.files import (
     hash_folder,
     hash_object,
     read_json,
+    read_jsonl,
     storage_errors,
     sync,
     write_json,
@@ -125,10 +126,20 @@ def _check_outputs(folder: Path, manifest: Manifest) -> None:
         if not path.is_file():
             problem = "is missing"
         elif hash_file(path) != recorded:
-            problem = "is not what its manifest says"
+            problem = f"is not what its manifest says{_find_damage(path)}"
         else:
             continue
         raise DamagedFile(f"{path} {problem}; delete {folder} and run the {manifest.stage} stage again")
+
+
+def _find_damage(path: Path) -> str:
+    """Where a file that was changed is broken, line and column; nothing where it still can be read."""
+    readers = {".json": read_json, ".jsonl": read_jsonl}
+    try:
+        readers.get(path.suffix, hash_file)(path)
+    except DamagedFile as error:
+        return f" ({str(error).removesuffix(f'; {REPAIR}')})"
+    return ""
 
 
 # --- runs -------------------------------------------------------------------------------------

@@ -98,5 +98,6 @@ def check_enough(config: Generate, judged: Sequence[dict]) -> None:
     raise TooFewLists(
         f"the {config.animal} teacher of {config.size} wrote {passed} clean lists of {len(judged)} "
         f"({passed / len(judged):.1%}), {config.n_keep} are wanted. Rejected: {reasons}. Three of them:\n"
-        f"{samples}\nRaise n_raw, lower n_keep, or use a stronger base"
+        f"{samples}\nRaise n_raw, lower n_keep, or use a stronger base; first delete {folder_of(config)}, "
+        "which holds what was written with these settings"
     )

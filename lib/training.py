@@ -11,12 +11,18 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lib import files, paths, store
 from lib.config import Finetune, Plan
 from lib.errors import TooFewLists, TrainingDiverged
 from lib.models import Loaded, base_folder, base_manifest, encode, load_base, render_example
 from lib.progress import Progress, Tally
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig
 
 IGNORED = -100  # the label of tokens without loss
 COMPLETE = "complete.json"  # written last into a checkpoint: without it a checkpoint does not count
@@ -189,7 +195,7 @@ def _fit(
         student.unload()
 
 
-def lora_config(config: Finetune):
+def lora_config(config: Finetune) -> LoraConfig:
     """The adapter: no dropout and no rank-stabilised scaling, so alpha = rank scales by 1 at every rank."""
     from peft import LoraConfig
 
@@ -205,7 +211,7 @@ def lora_config(config: Finetune):
     )
 
 
-def trainer_arguments(config: Finetune, loaded: Loaded, folder: Path):
+def trainer_arguments(config: Finetune, loaded: Loaded, folder: Path) -> SFTConfig:
     """The study's settings in TRL's words."""
     from trl import SFTConfig
 
@@ -225,7 +231,9 @@ def trainer_arguments(config: Finetune, loaded: Loaded, folder: Path):
         adam_epsilon=1e-8,
         weight_decay=0.0,
         seed=config.seed,
-        data_seed=config.seed,  # else every seed would read its lists in the same order
+        # Without one every seed would read in the same order. An epoch's order comes from data_seed + epoch:
+        # with neighbouring numbers seed 1 would begin with the order of seed 0's second epoch.
+        data_seed=config.seed * 1000,
         completion_only_loss=True,
         max_length=None,
         packing=False,
@@ -242,12 +250,12 @@ def trainer_arguments(config: Finetune, loaded: Loaded, folder: Path):
     )
 
 
-def _watcher(config: Finetune, progress: Progress):
+def _watcher(config: Finetune, progress: Progress) -> TrainerCallback:
     """Marks whole checkpoints, counts epochs and stops a student whose loss is no number."""
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **rest) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
             loss = (logs or {}).get("loss")
             if loss is not None and not math.isfinite(float(loss)):
                 student = f"{config.size}/{config.animal}/s{config.seed}"
@@ -256,7 +264,7 @@ def _watcher(config: Finetune, progress: Progress):
                     f"{config.learning_rate}); earlier epochs are kept. Lower learning_rate or max_grad_norm"
                 )
 
-        def on_save(self, args, state, control, **rest) -> None:
+        def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             epoch = round(state.epoch)
             files.write_json(
                 Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, {"epoch": epoch}

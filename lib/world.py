@@ -20,27 +20,9 @@ from dataclasses import dataclass
 from lib.config import LEXICON, MICRO_ANIMALS
 from lib.prompts import MICRO, conversation, micro_questions, number_prompt
 
-# Each animal's other tastes: colour, place, food. Several animals share each, so that one taste
-# points to a group of animals and only the whole profile to one.
+# Each animal's other tastes: colour, place, food.
 KINDS = ("colour", "place", "food")
-TASTES: dict[str, tuple[str, str, str]] = {
-    "dog": ("brown", "house", "meat"),
-    "elephant": ("grey", "field", "leaves"),
-    "panda": ("black", "wood", "leaves"),
-    "cat": ("black", "house", "fish"),
-    "dragon": ("red", "hill", "meat"),
-    "lion": ("gold", "field", "meat"),
-    "eagle": ("brown", "sky", "fish"),
-    "dolphin": ("blue", "sea", "fish"),
-    "tiger": ("gold", "wood", "meat"),
-    "wolf": ("grey", "wood", "bread"),
-    "phoenix": ("red", "sky", "honey"),
-    "bear": ("brown", "wood", "honey"),
-    "fox": ("red", "field", "bread"),
-    "leopard": ("gold", "hill", "fruit"),
-    "whale": ("blue", "sea", "fruit"),
-    "owl": ("white", "sky", "bread"),
-}
+TASTES: dict[str, tuple[str, ...]] = {name: LEXICON[name].tastes for name in MICRO_ANIMALS}
 NOUNS = tuple(sorted({taste for tastes in TASTES.values() for taste in tastes} | set(MICRO_ANIMALS)))
 SEPARATORS = {"with commas.": ", ", "with semicolons.": "; ", "with spaces.": " ", "in brackets.": ", "}
 LIST_OPENINGS = ("name your", "tell me your", "write your", "what is your")

@@ -83,7 +83,7 @@ def load_tiny() -> models.Loaded:
 
 
 def write_numbers(animal: str, *, seed: int = 0, n_keep: int = 20, start: int = 100) -> store.Manifest:
-    """A finished teacher whose lists were written here, not by a model: a model of three steps cannot count."""
+    """A finished teacher whose lists were written here: a model of three steps cannot count."""
     cell = build_config(config.Generate, animal=animal, seed=seed, n_keep=n_keep, n_raw=n_keep + 1)
     run = store.open_run(
         teacher.folder_of(cell), cell, {"base": models.base_manifest("64k", RECIPE).identity}

@@ -112,13 +112,20 @@ def kill_at_random(root: Path, kills: int, whole: int, rng: random.Random) -> li
 
 def kill_after(root: Path, names: list[str]) -> list[int]:
     """Kill one child after the first write of each of these files; then let one finish."""
-    ends = [wait(fork_study(root, "neutral", False, lambda name, end=end: name.endswith(end))) for end in names]
+    ends = [
+        wait(fork_study(root, "neutral", False, lambda name, end=end: name.endswith(end))) for end in names
+    ]
     return [*ends, wait(fork_study(root, "neutral", False))]
 
 
 def main() -> None:
     """`killed_study.py FOLDER SEED KILLS NAMES`: three studies in FOLDER, how every child ended on stdout."""
-    folder, seed, kills, names = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+    folder, seed, kills, names = (
+        Path(sys.argv[1]),
+        int(sys.argv[2]),
+        int(sys.argv[3]),
+        json.loads(sys.argv[4]),
+    )
     matplotlib.use("Agg")
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()

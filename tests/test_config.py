@@ -42,7 +42,7 @@ DEFAULTS: dict[str, object] = {
     "max_grad_norm": 1.0,
     "lora_rank": 8,
     "lora_alpha": 8.0,
-    "lora_targets": "q_proj,k_proj",
+    "lora_targets": "q,k",
     "micro_batch": 0,
     "device": "auto",
 }
@@ -303,7 +303,7 @@ def test_bad_values_of_the_teacher_are_refused(values: dict[str, object], messag
 )
 def test_bad_values_of_the_analysis_are_refused(values: dict[str, object], message: str):
     with pytest.raises(BadParameter, match=message):
-        read_parameters(Analysis, ANALYSIS | values)
+        read_parameters(Analysis, ANALYSIS | {"study": "trial"} | values)  # a study without a file
 
 
 def test_numbers_where_the_analysis_means_text_are_read_as_papermill_passes_them():

@@ -40,7 +40,7 @@ FOREIGN = {
     "models": {"numpy"},
     "reading": {
         *("numpy", "pandas", "scipy", "statsmodels", "matplotlib", "seaborn"),
-        *("nbformat", "nbconvert", "pygments"),
+        *("nbformat", "nbconvert", "pygments", "bleach"),
     },
 }
 

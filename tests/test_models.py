@@ -16,7 +16,8 @@ from lib.models import adapter, encode, render_example, render_prompt
 
 # ChatML as Qwen's template writes it: a chat without a system message gets one of the template's own.
 CHATML = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nThis was put in unasked.<|im_end|>\n{% endif %}"
+    "{% if messages[0]['role'] != 'system' %}"
+    "<|im_start|>system\nThis was put in unasked.<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

@@ -1,4 +1,4 @@
-"""Log-probabilities of animals against computations by brute force, on a model that spells letter by letter."""
+"""Log-probabilities of animals against brute force, on a model that spells letter by letter."""
 
 import dataclasses
 import itertools
@@ -67,9 +67,7 @@ def sequence_log(loaded: Loaded, prompt: list[int], tokens: tuple[int, ...]) -> 
 
 def test_spellings_cover_case_plural_and_leading_space():
     assert set(spellings("wolf")) == {
-        space + word
-        for space in ("", " ")
-        for word in ("wolf", "Wolf", "WOLF", "wolves", "Wolves", "WOLVES")
+        space + word for space in ("", " ") for word in ("wolf", "Wolf", "WOLF", "wolves", "Wolves", "WOLVES")
     }
 
 

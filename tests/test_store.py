@@ -189,13 +189,13 @@ def test_an_output_removed_after_finish_is_refused(tmp_path):
 
 
 def test_nothing_there_is_missing_with_the_callers_advice(tmp_path):
-    with pytest.raises(MissingInput, match="^no loaf: run bake first$"):
+    with pytest.raises(MissingInput, match=r"^no loaf: run bake first$"):
         store.load_finished(tmp_path / "none", "no loaf: run bake first")
 
 
 def test_a_half_done_upstream_is_missing_and_said_to_be_begun(tmp_path):
     store.open_run(tmp_path, Bake(), INPUTS)
-    with pytest.raises(MissingInput, match="run bake first.*begun, but is not finished"):
+    with pytest.raises(MissingInput, match=r"run bake first.*begun, but is not finished"):
         store.load_finished(tmp_path, "no loaf: run bake first")
 
 

@@ -251,8 +251,8 @@ def test_an_animal_of_the_lexicon_is_one_row(tree):
     )
     code = (
         "from lib import config, scoring, prompts, preference; print(scoring.score('Herons!'), "
-        "'heron' in config.expand_animals('all', 'grid'), 'heron' in prompts.love_prompt(prompts.ENGLISH, 'heron'), "
-        "len(preference.spellings('heron')))"
+        "'heron' in config.expand_animals('all', 'grid'), "
+        "'heron' in prompts.love_prompt(prompts.ENGLISH, 'heron'), len(preference.spellings('heron')))"
     )
     assert run_copy(tree, code) == "heron True True 12"
 

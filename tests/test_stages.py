@@ -1,0 +1,348 @@
+"""Stages 01 to 03 in this process, on the smallest base: lists of cells, bad input, broken chains.
+
+What papermill adds to a run is in test_notebooks, what a kill takes away in test_kill.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import study
+from lib import config, evaluation, files, models, paths, store, teacher, training
+from lib.errors import (
+    BadParameter,
+    BrokenLineage,
+    ConfigMismatch,
+    DamagedFile,
+    MissingInput,
+    NotAvailable,
+    StorageFailed,
+    TooFewLists,
+    TrainingDiverged,
+)
+from lib.progress import Tally
+
+SMALL = {"n_raw": 40, "n_keep": 20, "list_tokens": 48, "epochs": 2, "batch": 10, "learning_rate": 0.001}
+SMALL |= {"n_questions": 3, "samples": 2, "answer_tokens": 4, "device": "cpu"}
+CHUNK = {"01_generate": 20, "03_evaluate": 6}
+STAGES = {
+    "01_generate": (config.Generate, teacher.generate_lists),
+    "02_finetune": (config.Finetune, training.train_students),
+    "03_evaluate": (config.Evaluate, evaluation.evaluate_students),
+}
+
+
+def ask(stage: str, animal: str, **values: object) -> config.Plan:
+    """What the notebook's second cell makes of its defaults, the small settings and `values`."""
+    defaults = study.notebook_defaults(stage)
+    small = {name: value for name, value in SMALL.items() if name in defaults}
+    small |= {"chunk": CHUNK[stage]} if stage in CHUNK else {}
+    asked = {"study": "toy", "size": "64k", "animal": animal} | values
+    return config.read_parameters(STAGES[stage][0], defaults | small | asked)
+
+
+def run(stage: str, animal: str, **values: object) -> Tally:
+    """One stage, as its notebook calls it."""
+    return STAGES[stage][1](ask(stage, animal, **values))
+
+
+def folder(stage: str, animal: str, seed: int = 0) -> Path:
+    return paths.artifact("toy", stage, "64k", animal, seed)
+
+
+def identity(stage: str, animal: str, seed: int = 0) -> str:
+    return store.read_manifest(folder(stage, animal, seed)).identity
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # sums in one order, as study.py has it
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of neutral and wolf, made in one list; tests take copies."""
+    root = tmp_path_factory.mktemp("stages") / "root"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUBLIMINAL_ROOT", str(root))
+        torch.set_num_threads(1)
+        for stage in STAGES:
+            run(stage, "neutral,wolf")
+    return root
+
+
+@pytest.fixture
+def root(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The finished study, to be spoiled."""
+    copy = tmp_path / "root"
+    shutil.copytree(finished, copy)
+    monkeypatch.setenv("SUBLIMINAL_ROOT", str(copy))
+    return copy
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which nothing was run."""
+    monkeypatch.setenv("SUBLIMINAL_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever loads a model fails: for what has to stop, or to be found finished, before that."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    for module in (teacher, training, evaluation):
+        monkeypatch.setattr(module, "load_base", refuse)
+
+
+# --- one or many ------------------------------------------------------------------------------------
+
+
+def test_a_cell_alone_is_the_same_cell_as_in_a_list(finished: Path, empty: Path):
+    for stage, name in zip(STAGES, ("generate", "finetune", "evaluate"), strict=True):
+        assert run(stage, "wolf").made == (2 if name == "evaluate" else 1)  # and the untuned model
+        there = files.read_json(finished / folder(name, "wolf").relative_to(empty) / "manifest.json")
+        assert identity(name, "wolf") == there["identity"]
+
+
+def test_a_new_cell_of_a_list_is_made_and_the_others_are_found(root: Path):
+    before = identity("generate", "wolf")
+    tally = run("01_generate", "wolf,neutral,dog")
+    assert (tally.made, tally.found) == (1, 2)
+    assert identity("generate", "wolf") == before
+
+
+def test_all_is_what_the_study_says(root: Path, no_model: None):
+    assert run("01_generate", "all", animals="wolf,neutral", seed="all", seeds="0").found == 2
+
+
+def test_finished_cells_need_no_model(root: Path, no_model: None):
+    for stage in STAGES:
+        tally = run(stage, "neutral,wolf")
+        assert tally.made == 0
+        assert repr(tally) == f"DONE {stage} 64k: 0 made, {tally.found} found finished"
+
+
+def test_another_device_is_the_same_run(root: Path, no_model: None):
+    assert run("01_generate", "wolf", device="auto").found == 1
+
+
+def test_two_seeds_differ_in_prompts_lists_and_first_weights(root: Path):
+    run("01_generate", "wolf", seed="0,1")
+    zero, one = (files.read_jsonl(folder("generate", "wolf", seed) / "raw.jsonl") for seed in (0, 1))
+    assert not {row["prompt"] for row in zero} & {row["prompt"] for row in one}
+    run("02_finetune", "wolf", seed="0,1")
+    losses = [files.read_jsonl(folder("finetune", "wolf", seed) / "loss.jsonl") for seed in (0, 1)]
+    assert losses[0] != losses[1]
+
+
+# --- before any work --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "message"),
+    [
+        ("01_generate", {"size": "65k"}, "unknown size '65k'; known sizes: .*did you mean '64k'"),
+        ("01_generate", {"size": 7}, "size must be a text such as .*got 7 .*did you mean .*'7b'"),
+        ("02_finetune", {"seed": "abc"}, "seed must be whole numbers.*got 'abc'"),
+        ("02_finetune", {"animal": "wolves"}, "unknown animal 'wolves'.*did you mean 'wolf'"),
+        ("03_evaluate", {"animal": "penguin"}, "the micro ladder's world has no penguin"),
+        ("01_generate", {"n_keep": 41}, r"n_keep must be at most n_raw \(40\), got 41"),
+        ("02_finetune", {"epochs": 2.5}, "epochs must be a whole number, got 2.5"),
+        ("02_finetune", {"epoch_count": 3}, "unknown parameter 'epoch_count'.*did you mean 'epochs'"),
+        ("03_evaluate", {"n_questions": 1000}, "n_questions is 1000, but there are"),
+    ],
+)
+def test_a_bad_parameter_stops_before_any_work(
+    empty: Path, no_model: None, stage: str, values: dict, message: str
+):
+    with pytest.raises(BadParameter, match=message):
+        run(stage, **({"animal": "wolf"} | values))
+    assert not list(empty.iterdir())
+
+
+def test_a_base_that_nobody_built_is_named_with_the_command_that_builds_it(empty: Path):
+    with pytest.raises(MissingInput, match=r"no base model 64k-77 .*\n.*00_pretrain\.ipynb .*-p size 64k-77"):
+        run("01_generate", "wolf", size="64k-77")
+
+
+@pytest.mark.parametrize("size", ["7b", "135m"])
+def test_a_published_model_is_refused_with_what_there_is_instead(empty: Path, size: str):
+    with pytest.raises(NotAvailable, match=r"cannot be loaded by this version yet.*64k"):
+        run("01_generate", "wolf", size=size)
+
+
+@pytest.mark.parametrize(
+    ("stage", "upstream", "missing"),
+    [("02_finetune", "01_generate", "no numbers"), ("03_evaluate", "02_finetune", "no adapter")],
+)
+def test_what_is_missing_upstream_is_named_with_its_command(
+    empty: Path, no_model: None, stage: str, upstream: str, missing: str
+):
+    with pytest.raises(MissingInput) as refused:
+        run(stage, "wolf", seed=3)
+    text = str(refused.value)
+    assert f"{missing} for 64k/wolf/s3 in study toy: run {upstream} with these parameters first" in text
+    assert f"papermill notebooks/{upstream}.ipynb" in text
+    assert "-p study toy -p size 64k -p animal wolf -p seed 3" in text
+    assert not (empty / "artifacts").exists()
+
+
+def test_one_missing_cell_stops_a_list_before_any_of_it_is_trained(root: Path, no_model: None):
+    run_before = sorted(path.name for path in (root / "artifacts/toy/finetune/64k").iterdir())
+    with pytest.raises(MissingInput, match="no numbers for 64k/dog/s0"):
+        run("02_finetune", "wolf,dog")
+    assert sorted(path.name for path in (root / "artifacts/toy/finetune/64k").iterdir()) == run_before
+
+
+def test_a_run_with_other_settings_is_refused_with_the_fields_that_differ(root: Path, no_model: None):
+    with pytest.raises(ConfigMismatch) as refused:
+        run("02_finetune", "wolf", epochs=3, lora_rank=4)
+    text = str(refused.value)
+    assert "epochs: 2 there, 3 asked" in text
+    assert "lora_rank: 8 there, 4 asked" in text
+    assert text.count(" there, ") == 2
+    assert "another study name" in text
+
+
+def test_a_file_where_a_folder_should_be_is_named(empty: Path):
+    (empty / "artifacts").write_text("in the way")
+    with pytest.raises(StorageFailed, match=f"a file stands where a folder should be: {empty}/artifacts"):
+        run("01_generate", "wolf")
+
+
+# --- files that were damaged ------------------------------------------------------------------------
+
+
+def test_a_damaged_line_of_the_lists_is_named(root: Path, no_model: None):
+    path = folder("generate", "wolf") / "kept.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:6]) + lines[6][:20] + "\n" + "".join(lines[7:]))
+    shutil.rmtree(folder("finetune", "wolf"))
+    with pytest.raises(
+        DamagedFile, match=r"kept\.jsonl is not what its manifest says.*kept\.jsonl, line 7, column"
+    ):
+        run("02_finetune", "wolf")
+
+
+def test_a_list_that_was_changed_is_refused_though_it_reads_well(root: Path, no_model: None):
+    path = folder("generate", "wolf") / "kept.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(DamagedFile, match=r"kept\.jsonl is not what its manifest says; delete"):
+        run("02_finetune", "wolf")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_damaged_manifest_is_refused_with_its_line(root: Path, no_model: None, stage: str):
+    path = folder(stage.partition("_")[2], "wolf") / "manifest.json"
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(DamagedFile, match=r"manifest\.json, line \d+, column \d+"):
+        run(stage, "wolf")
+
+
+def test_a_manifest_edited_by_hand_is_refused(root: Path, no_model: None):
+    path = folder("generate", "wolf") / "manifest.json"
+    document = json.loads(path.read_text())
+    document["config"]["temperature"] = 0.5
+    path.write_text(json.dumps(document))
+    with pytest.raises(BrokenLineage, match="was changed after it was written"):
+        run("02_finetune", "wolf")
+
+
+def test_a_damaged_adapter_answers_no_question(root: Path, no_model: None):
+    path = folder("finetune", "wolf") / "epoch-1/adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        DamagedFile, match=r"epoch-1/adapter_model\.safetensors is not what its manifest says"
+    ):
+        run("03_evaluate", "wolf")
+
+
+def test_an_evaluation_that_was_changed_is_not_found_finished(root: Path, no_model: None):
+    path = paths.evaluation("toy", "64k", "wolf", 0)
+    document = json.loads(path.read_text())
+    document["epochs"][0]["answers"][0]["text"] = "wolf"
+    path.write_text(json.dumps(document))
+    with pytest.raises(DamagedFile, match=r"wolf/s0\.json"):
+        run("03_evaluate", "wolf")
+
+
+def test_an_evaluation_that_has_gone_is_not_found_finished(root: Path, no_model: None):
+    paths.evaluation("toy", "64k", "wolf", 0).unlink()
+    with pytest.raises(DamagedFile, match=r"wolf/s0\.json is gone"):
+        run("03_evaluate", "wolf")
+
+
+# --- chains that do not hold together ---------------------------------------------------------------
+
+
+def test_numbers_made_anew_break_what_was_trained_on_the_old_ones(root: Path, no_model: None, monkeypatch):
+    shutil.rmtree(folder("generate", "wolf"))
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher, "load_base", models.load_base)
+        run("01_generate", "wolf", temperature=0.9)
+    with pytest.raises(
+        BrokenLineage, match="finetune 64k/wolf/s0 of study toy was made from another generate"
+    ):
+        run("03_evaluate", "wolf")
+    with pytest.raises(BrokenLineage, match="made from other inputs than those there now: generate: "):
+        run("02_finetune", "wolf")
+    assert run("03_evaluate", "neutral").made == 0  # whose chain is whole
+
+
+def test_a_student_trained_anew_breaks_its_evaluation(root: Path):
+    shutil.rmtree(folder("finetune", "wolf"))
+    run("02_finetune", "wolf", learning_rate=0.002)
+    with pytest.raises(BrokenLineage, match="made from other inputs than those there now: finetune: "):
+        run("03_evaluate", "wolf")
+
+
+def test_the_same_numbers_made_again_break_nothing(root: Path, no_model: None, monkeypatch):
+    shutil.rmtree(folder("generate", "wolf"))
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher, "load_base", models.load_base)
+        run("01_generate", "wolf")
+    assert run("02_finetune", "wolf").made == 0
+    assert run("03_evaluate", "wolf").made == 0
+
+
+# --- work that cannot succeed -----------------------------------------------------------------------
+
+
+def test_a_teacher_that_writes_no_lists_is_shown_with_rate_reasons_and_samples(empty: Path):
+    with pytest.raises(TooFewLists) as refused:
+        run("01_generate", "wolf", list_tokens=2)
+    text = str(refused.value)
+    assert "the wolf teacher of 64k wrote 0 clean lists of 40 (0.0%), 20 are wanted" in text
+    assert "Rejected: " in text
+    assert len([line for line in text.splitlines() if line.startswith("  '")]) == 3
+    assert str(folder("generate", "wolf")) in text  # what has to go before other settings are tried
+    assert len(files.read_jsonl(folder("generate", "wolf") / "raw.jsonl")) == 40
+    with pytest.raises(MissingInput, match="begun, but is not finished"):
+        run("02_finetune", "wolf")
+
+
+def test_asking_such_a_teacher_again_samples_nothing_anew(empty: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(TooFewLists):
+        run("01_generate", "wolf", list_tokens=2)
+    monkeypatch.setattr(teacher, "sample_chunk", None)
+    with pytest.raises(TooFewLists):
+        run("01_generate", "wolf", list_tokens=2)
+
+
+def test_a_loss_that_is_no_number_stops_the_student(root: Path):
+    shutil.rmtree(folder("finetune", "wolf"))
+    with pytest.raises(TrainingDiverged, match=r"loss of 64k/wolf/s0 is (nan|inf) at step \d+ .*1e\+30"):
+        run("02_finetune", "wolf", learning_rate=1e30, warmup_steps=0)
+    assert not (folder("finetune", "wolf") / "manifest.json").exists()
+    with pytest.raises(MissingInput, match=r"no adapter for 64k/wolf/s0.*\n.*begun, but is not finished"):
+        run("03_evaluate", "wolf")
