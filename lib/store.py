@@ -298,14 +298,18 @@ def check_inputs(title: str, inputs: Mapping[str, str], upstream: Mapping[str, P
 # --- sealed documents --------------------------------------------------------------------------
 
 
+CIRCUMSTANCES = ("seconds", "code", "packages", "hardware")
+
+
 def seal(document: Mapping) -> dict:
     """A copy whose lineage carries the hash of all else, for results that travel without a manifest.
 
-    `lineage.seconds` stays out of the hash: two runs that give the same result have the same seal.
+    Seconds, code, packages and hardware stay out of the hash, as they do out of a manifest's identity: two
+    runs that give the same result have the same seal.
     """
     lineage = {name: value for name, value in document.get("lineage", {}).items() if name != "content"}
-    timeless = {name: value for name, value in lineage.items() if name != "seconds"}
-    content = hash_object({**document, "lineage": timeless})
+    essence = {name: value for name, value in lineage.items() if name not in CIRCUMSTANCES}
+    content = hash_object({**document, "lineage": essence})
     return {**document, "lineage": {**lineage, "content": content}}
 
 

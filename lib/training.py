@@ -261,7 +261,8 @@ def _watcher(config: Finetune, progress: Progress) -> TrainerCallback:
                 student = f"{config.size}/{config.animal}/s{config.seed}"
                 raise TrainingDiverged(
                     f"the loss of {student} is {loss} at step {state.global_step} (learning rate "
-                    f"{config.learning_rate}); earlier epochs are kept. Lower learning_rate or max_grad_norm"
+                    f"{config.learning_rate}). Lower learning_rate or max_grad_norm; first delete "
+                    f"{folder_of(config)}, which was begun with these settings"
                 )
 
         def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
