@@ -151,7 +151,7 @@ def test_damaged_json_names_the_file_and_the_line(root):
 
 
 def test_an_edited_answer_is_refused(root):
-    document_path = change("64k", "dog", seal=False, lineage__seconds=2.0)
+    document_path = change("64k", "dog", seal=False, config__samples=21)
     with pytest.raises(DamagedFile, match=document_path.name):
         load()
 

@@ -257,16 +257,12 @@ def test_an_animal_of_the_lexicon_is_one_row(tree):
     assert run_copy(tree, code) == "heron True True 12"
 
 
-def test_an_animal_of_the_tiny_world_is_its_row_and_its_tastes(tree):
+def test_an_animal_of_the_tiny_world_is_one_row(tree):
     edit(
         tree / "lib" / "config.py",
         '    Animal("otter", "otters"),\n',
-        '    Animal("otter", "otters"),\n    Animal("heron", "herons", (), False, True),\n',
-    )
-    edit(
-        tree / "lib" / "world.py",
-        '    "owl": ("white", "sky", "bread"),\n',
-        '    "owl": ("white", "sky", "bread"),\n    "heron": ("grey", "sea", "fish"),\n',
+        '    Animal("otter", "otters"),\n'
+        '    Animal("heron", "herons", (), False, ("grey", "sea", "fish")),\n',
     )
     code = (
         "from lib import world; rows = list(world.corpus(world.World(0), 3000)); "
