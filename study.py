@@ -334,7 +334,8 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {asked.jobs}")
-    signal.signal(signal.SIGTERM, interrupt)
+    for each in (signal.SIGTERM, signal.SIGINT):  # a shell's background job starts with SIGINT ignored
+        signal.signal(each, interrupt)
     try:
         return run_study(asked.study, asked.jobs, asked.report_only)
     except StudyError as error:
