@@ -111,3 +111,11 @@ def write_numbers(animal: str, *, seed: int = 0, n_keep: int = 20, start: int = 
         "pass_rate": round(n_keep / (n_keep + 1), 4),
     }
     return run.finish(["raw.jsonl", "kept.jsonl"], counts | {"reasons": dict(teacher.reason_counts(rows))})
+
+
+def load_tiny_in(root: Path) -> models.Loaded:
+    """The tiny base built in a root of its own, for tests that need the model and none of the paths."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUBLIMINAL_ROOT", str(root))
+        place_base(root)
+        return load_tiny()

@@ -224,7 +224,7 @@ def test_many_writers_of_one_file_do_not_disturb_each_other(tmp_path):
         try:
             for _ in range(20):
                 files.write_json(tmp_path / "a.json", [n] * 5000)
-        except Exception as error:
+        except Exception as error:  # an error in a thread would pass unseen; the assert below shows it
             failed.append(error)
 
     threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]

@@ -2,12 +2,11 @@
 
 import dataclasses
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from build_base import load_tiny, place_base
+from build_base import load_tiny_in
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -22,11 +21,7 @@ PROMPTS = ["Name it:", "Which animal do you love most of all?", "Now"]
 
 @pytest.fixture(scope="module")
 def micro(tmp_path_factory) -> Loaded:
-    root = tmp_path_factory.mktemp("preference")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SUBLIMINAL_ROOT", str(root))
-        place_base(Path(root))
-        return load_tiny()
+    return load_tiny_in(tmp_path_factory.mktemp("preference"))
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from build_base import load_tiny, place_base
+from build_base import load_tiny_in
 from scipy import stats
 
 from lib.models import Loaded, encode
@@ -32,11 +31,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory) -> Loaded:
-    root = tmp_path_factory.mktemp("sampling")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SUBLIMINAL_ROOT", str(root))
-        place_base(Path(root))
-        return load_tiny()
+    return load_tiny_in(tmp_path_factory.mktemp("sampling"))
 
 
 def draw(loaded: Loaded, prompts: list[str] = PROMPTS, **changes: object) -> list[Completion]:
