@@ -311,6 +311,8 @@ class Finetune:
     lora_rank: int = setting(low=1)
     lora_alpha: float = setting(low=0)
     lora_targets: str
+    trainer: str = setting(choices=("auto", "trl", "fleet"), identity=False)
+    students: int = setting(low=0, identity=False)
     micro_batch: int = setting(low=0, identity=False)
     device: str = setting(choices=("auto", "cpu", "cuda"), identity=False)
 

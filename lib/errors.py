@@ -33,6 +33,14 @@ class TooFewLists(StudyError):
     """The teacher wrote too few lists that pass the filter; shows the rate, reasons and samples."""
 
 
+class RowTooLong(StudyError):
+    """A chat has more tokens than the model can read; names the line."""
+
+
+class OutOfMemory(StudyError):
+    """Not even the smallest piece of work fits; says what was tried."""
+
+
 class TrainingDiverged(StudyError):
     """The training loss is no longer a number."""
 

@@ -37,6 +37,11 @@ def artifact(study: str, stage: str, size: str, animal: str, seed: int) -> Path:
     return root() / "artifacts" / study / stage / size / animal / f"s{seed}"
 
 
+def token_cache(key: str) -> Path:
+    """A tokenised dataset; the folder may be deleted at any time."""
+    return root() / "artifacts" / "tokens" / f"{key[:32]}.npz"
+
+
 def evaluation(study: str, size: str, animal: str, seed: int) -> Path:
     """The evaluation JSON of one student."""
     return root() / "results" / study / size / animal / f"s{seed}.json"

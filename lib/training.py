@@ -1,41 +1,42 @@
 """Stage 02: students learn a teacher's lists, one LoRA adapter per epoch.
 
-TRL's SFTTrainer does the training, PEFT the adapters; here stands what the study must be sure of:
-the loss covers the completion only, every randomness follows the seed, an epoch once paid for
-survives a kill. Tokenisation is ours because TRL would repeat it for every student.
+Two trainers give the same students: the fleet trains them on one shared base (lib.fleet), TRL one
+after another. Here stands what holds for both: which student starts from what, reads what and in
+which order, what is kept of it, and that an epoch once paid for survives a kill.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib import files, paths, store
 from lib.config import Finetune, Plan
-from lib.errors import TooFewLists, TrainingDiverged
-from lib.models import Loaded, base_folder, base_manifest, encode, load_base, render_example
+from lib.errors import NotAvailable, TrainingDiverged
+from lib.examples import Examples, load_examples, numbers_folder
+from lib.models import Loaded, base_folder, base_manifest, load_base
 from lib.progress import Progress, Tally
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
+    from torch import Tensor
     from transformers import TrainerCallback
     from trl import SFTConfig
 
-IGNORED = -100  # the label of tokens without loss
+    from lib.fleet import Trainee
+
 COMPLETE = "complete.json"  # written last into a checkpoint: without it a checkpoint does not count
+STATE = "fleet.pt"  # where a student of the fleet stood after its last whole epoch
+LOGGED = {"step": "step", "epoch": "epoch", "loss": "loss", "rate": "learning_rate"}
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def folder_of(config: Finetune) -> Path:
     """Where a student's adapters lie."""
     return paths.artifact(config.study, "finetune", config.size, config.animal, config.seed)
-
-
-def numbers_folder(config: Finetune) -> Path:
-    """Where the lists lie that a student reads."""
-    return paths.artifact(config.study, "generate", config.size, config.animal, config.seed)
 
 
 def numbers_manifest(config: Finetune) -> store.Manifest:
@@ -60,70 +61,213 @@ def train_students(plan: Plan) -> Tally:
         inputs = {"base": base.identity, "generate": numbers.identity}
         runs.append((config, store.open_run(folder_of(config), config, inputs)))
     todo = [(config, run) for config, run in runs if run.state != "finished"]
+    manifests = [run.manifest for _, run in runs if run.state == "finished"]
     if todo:
         loaded = load_base(plan.shared.size, plan.shared.recipe, plan.shared.device)
+        trainer, reason = choose_trainer(plan.shared.trainer, loaded)
+        print(f"trainer {trainer}: {reason}", flush=True)
         with Progress("epochs", sum(config.epochs for config, _ in todo)) as progress:
-            for config, run in todo:
-                train_student(config, run, loaded, progress)
+            train = train_fleet if trainer == "fleet" else train_one_by_one
+            manifests += train(todo, loaded, progress)
+    report_diverged(manifests)
     return Tally("02_finetune", plan.shared.size, made=len(todo), found=len(runs) - len(todo))
 
 
-# --- one student ------------------------------------------------------------------------------
+def choose_trainer(asked: str, loaded: Loaded) -> tuple[str, str]:
+    """The trainer and why: the fleet wherever it knows the architecture."""
+    from lib.fleet import unsupported
+
+    reason = unsupported(loaded.model)
+    if asked == "trl":
+        return "trl", "asked for; students are trained one after another"
+    if reason and asked == "fleet":
+        raise NotAvailable(f"trainer fleet: {reason}; use -p trainer trl or auto")
+    if reason:
+        return "trl", f"{reason}; students are trained one after another"
+    if loaded.device.type == "cpu":
+        return "fleet", "one student at a time, since on a CPU one fills the caches already"
+    return "fleet", "as many students together on one copy of the base as its memory holds"
+
+
+def report_diverged(manifests: list[store.Manifest]) -> None:
+    """Say which students stopped at a loss that is no number; with no other student it is an error."""
+    lost = [manifest for manifest in manifests if "diverged" in manifest.counts]
+    for manifest in lost:
+        print(f"DIVERGED {manifest.title}: {manifest.counts['diverged']['why']}", flush=True)
+    if lost and len(lost) == len(manifests):
+        raise TrainingDiverged(lost[0].counts["diverged"]["why"])
+
+
+# --- what a student is made of ----------------------------------------------------------------
+
+
+def first_adapter(config: Finetune, loaded: Loaded) -> PeftModel:
+    """The base with the adapter that this seed begins with; `unload()` takes it off again."""
+    from peft import get_peft_model
+    from transformers import set_seed
+
+    set_seed(config.seed)
+    student = get_peft_model(loaded.model, lora_config(config))
+    # With a name here PEFT asks the Hub for a model of that name at every save; None it would fill in itself.
+    student.peft_config["default"].base_model_name_or_path = ""
+    return student
+
+
+def finish_student(
+    config: Finetune, run: store.Run, examples: Examples, history: list[dict], extra: dict
+) -> store.Manifest:
+    """The manifest of a student that learnt to its end, or as far as its loss was a number."""
+    steps = math.ceil(len(examples) / config.batch)
+    diverged = extra.get("diverged")
+    epochs = (diverged["step"] - 1) // steps if diverged else config.epochs
+    names = [f"epoch-{epoch}/{name}" for epoch in range(1, epochs + 1) for name in ADAPTER]
+    files.write_jsonl(run.folder / "loss.jsonl", history)
+    counts = examples.counts() | {
+        "steps": len(history),
+        "final_loss": history[-1]["loss"] if history else None,
+    }
+    manifest = run.finish([*names, "loss.jsonl"], counts | extra)
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    (run.folder / STATE).unlink(missing_ok=True)
+    return manifest
+
+
+def diverged_at(config: Finetune, step: int) -> dict:
+    """For the manifest of a student that got lost."""
+    student = f"{config.size}/{config.animal}/s{config.seed}"
+    why = (
+        f"the loss of {student} is no number at step {step} (learning rate {config.learning_rate}). Lower "
+        f"learning_rate or max_grad_norm; first delete {folder_of(config)}, which holds this attempt"
+    )
+    return {"diverged": {"step": step, "why": why}}
+
+
+# --- the fleet --------------------------------------------------------------------------------
+
+
+def train_fleet(
+    todo: list[tuple[Finetune, store.Run]], loaded: Loaded, progress: Progress
+) -> list[store.Manifest]:
+    """All students together, each from its last whole epoch."""
+    from lib.fleet import Fleet, Trainee
+
+    runs, settings, manifests = {}, {}, []
+
+    def seated(trainee: Trainee) -> None:
+        runs[trainee.name].start_clock()
+
+    def keep(trainee: Trainee, adapter: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+        run = runs[trainee.name]
+        epoch = trainee.step // trainee.steps_per_epoch
+        save_adapter(run.folder / f"epoch-{epoch}", adapter, settings[trainee.name])
+        if not trainee.done:
+            write_state(run.folder / STATE, trainee, adapter, moments)
+        progress.advance(trainee.name)
+
+    def end(trainee: Trainee, company: int) -> None:
+        lost = diverged_at(trainee.config, trainee.diverged) if trainee.diverged else {}
+        extra = {"trainer": "fleet", "together": company, **lost}
+        run = runs[trainee.name]
+        manifests.append(finish_student(trainee.config, run, trainee.examples, trainee.history, extra))
+
+    fleet = Fleet(
+        loaded.model,
+        on_seat=seated,
+        on_epoch=keep,
+        on_end=end,
+        say=lambda note: print(note, flush=True),
+        rows_each=todo[0][0].micro_batch,
+        students=todo[0][0].students,
+    )
+    trainees = []
+    for config, run in todo:
+        student = first_adapter(config, loaded)
+        name = f"{config.animal} s{config.seed}"
+        first, settings[name] = read_adapter(student)
+        settings[name]["base_model_name_or_path"] = loaded.model.name_or_path
+        student.unload()
+        trainee = Trainee(name, config, load_examples(config, loaded), first)
+        runs[name] = run
+        if run.has(STATE):
+            read_state(run.folder / STATE, trainee)
+            epoch = trainee.step // trainee.steps_per_epoch
+            progress.advance(f"{name}, from epoch {epoch}", epoch)
+        trainees.append(trainee)
+    report = fleet.train(trainees)
+    if report.tokens:
+        print(f"{report}", flush=True)
+    return manifests
+
+
+def read_adapter(student: PeftModel) -> tuple[dict[str, Tensor], dict]:
+    """A student's weights in PEFT's names and its settings as PEFT would write them."""
+    from peft import get_peft_model_state_dict
+
+    weights = {name: each.detach().cpu().clone() for name, each in get_peft_model_state_dict(student).items()}
+    settings = student.peft_config["default"].to_dict()
+    plain = {name: sorted(each) if isinstance(each, set) else each for name, each in settings.items()}
+    return weights, dict(sorted(plain.items())) | {"inference_mode": True}
+
+
+def save_adapter(folder: Path, weights: dict[str, Tensor], settings: dict) -> None:
+    """An adapter in PEFT's format."""
+    from safetensors.torch import save
+
+    files.write_json(folder / ADAPTER[1], settings)
+    files.write_bytes(folder / ADAPTER[0], save(weights, metadata={"format": "pt"}))
+
+
+def write_state(path: Path, trainee: Trainee, adapter: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+    """Where a student stands after an epoch, in one file: all of it or nothing."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(
+        {"adapter": adapter, "moments": moments, "step": trainee.step, "history": trainee.history}, buffer
+    )
+    files.write_bytes(path, buffer.getvalue())
+
+
+def read_state(path: Path, trainee: Trainee) -> None:
+    """Put a student where it stood."""
+    import torch
+
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    trainee.first, trainee.moments = state["adapter"], state["moments"]
+    trainee.step, trainee.history = state["step"], state["history"]
+
+
+# --- TRL, one after another -------------------------------------------------------------------
+
+
+def train_one_by_one(
+    todo: list[tuple[Finetune, store.Run]], loaded: Loaded, progress: Progress
+) -> list[store.Manifest]:
+    """Each student by itself in TRL's SFTTrainer."""
+    return [train_student(config, run, loaded, progress) for config, run in todo]
 
 
 def train_student(config: Finetune, run: store.Run, loaded: Loaded, progress: Progress) -> store.Manifest:
     """Train one student, from its last whole epoch if it was begun before."""
     run.start_clock()
-    rows = load_examples(config)
-    examples = tokenize_examples(loaded, config.system, rows)
+    examples = load_examples(config, loaded)
     steps = math.ceil(len(examples) / config.batch)
     checkpoints = run.folder / "checkpoints"
     start = last_checkpoint(checkpoints)
     progress.advance(
         f"{config.animal} s{config.seed}, from epoch {start[0]}" if start else "", start[0] if start else 0
     )
-    history = _fit(config, loaded, examples, checkpoints, start[1] if start else None, progress)
-    outputs = []
+    history: list[dict] = []
+    extra: dict[str, Any] = {"trainer": "trl"}
+    try:
+        _fit(config, loaded, examples.labelled(), checkpoints, start[1] if start else None, progress, history)
+    except TrainingDiverged as error:
+        extra |= diverged_at(config, error.args[1])
     for epoch in range(1, config.epochs + 1):
-        outputs += _keep_adapter(
-            checkpoints / f"checkpoint-{epoch * steps}", run.folder / f"epoch-{epoch}", loaded
-        )
-    files.write_jsonl(run.folder / "loss.jsonl", history)
-    outputs.append("loss.jsonl")
-    counts = {
-        "examples": len(examples),
-        "steps": steps * config.epochs,
-        "tokens": sum(len(example["input_ids"]) for example in examples),
-        "completion_tokens": sum(label != IGNORED for example in examples for label in example["labels"]),
-        "final_loss": history[-1]["loss"],
-    }
-    manifest = run.finish(outputs, counts)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return manifest
-
-
-def load_examples(config: Finetune) -> list[dict]:
-    """The prompts and lists that a student reads."""
-    rows = files.read_jsonl(numbers_folder(config) / "kept.jsonl")
-    if not rows:
-        raise TooFewLists(
-            f"{numbers_folder(config) / 'kept.jsonl'} holds no lists: there is nothing to learn from"
-        )
-    return rows
-
-
-def tokenize_examples(loaded: Loaded, system: str, rows: Sequence[dict]) -> list[dict]:
-    """Tokens and labels; only the completion and the end of its turn have labels, and so a loss."""
-    pairs = [render_example(loaded, system, row["prompt"], row["completion"]) for row in rows]
-    prompts = encode(loaded, [prompt for prompt, _ in pairs])
-    wholes = encode(loaded, [prompt + completion for prompt, completion in pairs])
-    for prompt, whole in zip(prompts, wholes, strict=True):
-        if whole[: len(prompt)] != prompt:
-            raise AssertionError(f"tokens of a prompt change once it is answered: {prompt} against {whole}")
-    return [
-        {"input_ids": whole, "labels": [IGNORED] * len(prompt) + whole[len(prompt) :]}
-        for prompt, whole in zip(prompts, wholes, strict=True)
-    ]
+        checkpoint = checkpoints / f"checkpoint-{epoch * steps}"
+        if (checkpoint / COMPLETE).exists():
+            _keep_adapter(checkpoint, run.folder / f"epoch-{epoch}", loaded)
+    return finish_student(config, run, examples, history, extra)
 
 
 def last_checkpoint(folder: Path) -> tuple[int, Path] | None:
@@ -138,8 +282,8 @@ def last_checkpoint(folder: Path) -> tuple[int, Path] | None:
     return best
 
 
-def _keep_adapter(checkpoint: Path, folder: Path, loaded: Loaded) -> list[str]:
-    """Copy an epoch's adapter out of its checkpoint; returns the names for the manifest."""
+def _keep_adapter(checkpoint: Path, folder: Path, loaded: Loaded) -> None:
+    """Copy an epoch's adapter out of its checkpoint."""
     settings = files.read_json(checkpoint / "adapter_config.json")
     settings["target_modules"] = sorted(
         settings["target_modules"]
@@ -149,7 +293,6 @@ def _keep_adapter(checkpoint: Path, folder: Path, loaded: Loaded) -> list[str]:
     files.write_bytes(
         folder / "adapter_model.safetensors", (checkpoint / "adapter_model.safetensors").read_bytes()
     )
-    return [f"{folder.name}/{name}" for name in ("adapter_model.safetensors", "adapter_config.json")]
 
 
 def _fit(
@@ -159,17 +302,15 @@ def _fit(
     checkpoints: Path,
     start: Path | None,
     progress: Progress,
-) -> list[dict]:
-    """Run TRL from the start or from a checkpoint; returns the loss curve."""
+    history: list[dict],
+) -> None:
+    """Run TRL from the start or from a checkpoint; the loss curve goes to `history`."""
     from datasets import Dataset
-    from peft import get_peft_model
-    from transformers import PrinterCallback, set_seed
+    from transformers import PrinterCallback
     from trl import SFTTrainer
 
-    set_seed(config.seed)  # the adapter's first weights
-    student = get_peft_model(loaded.model, lora_config(config))
-    # With a name here PEFT asks the Hub for a model of that name at every save; None it would fill in itself.
-    student.peft_config["default"].base_model_name_or_path = ""
+    student = first_adapter(config, loaded)
+    trainer = None
     try:
         trainer = SFTTrainer(
             model=student,
@@ -181,17 +322,12 @@ def _fit(
         trainer.remove_callback(PrinterCallback)
         with files.storage_errors(checkpoints):
             trainer.train(resume_from_checkpoint=str(start) if start else None)
-        return [
-            {
-                "step": entry["step"],
-                "epoch": entry["epoch"],
-                "loss": entry["loss"],
-                "rate": entry["learning_rate"],
-            }
-            for entry in trainer.state.log_history
-            if "loss" in entry
-        ]
     finally:
+        history += [
+            {name: entry[key] for name, key in LOGGED.items()}
+            for entry in (trainer.state.log_history if trainer else ())
+            if "loss" in entry and math.isfinite(float(entry["loss"]))
+        ]
         student.unload()
 
 
@@ -215,6 +351,8 @@ def trainer_arguments(config: Finetune, loaded: Loaded, folder: Path) -> SFTConf
     """The study's settings in TRL's words."""
     from trl import SFTConfig
 
+    from lib.fleet import data_seed
+
     micro = config.micro_batch or config.batch
     return SFTConfig(
         output_dir=str(folder),
@@ -231,9 +369,7 @@ def trainer_arguments(config: Finetune, loaded: Loaded, folder: Path) -> SFTConf
         adam_epsilon=1e-8,
         weight_decay=0.0,
         seed=config.seed,
-        # Without one every seed would read in the same order. An epoch's order comes from data_seed + epoch:
-        # with neighbouring numbers seed 1 would begin with the order of seed 0's second epoch.
-        data_seed=config.seed * 1000,
+        data_seed=data_seed(config),  # without one every seed would read in the same order
         completion_only_loss=True,
         max_length=None,
         packing=False,
@@ -256,14 +392,9 @@ def _watcher(config: Finetune, progress: Progress) -> TrainerCallback:
 
     class Watcher(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-            loss = (logs or {}).get("loss")
-            if loss is not None and not math.isfinite(float(loss)):
-                student = f"{config.size}/{config.animal}/s{config.seed}"
-                raise TrainingDiverged(
-                    f"the loss of {student} is {loss} at step {state.global_step} (learning rate "
-                    f"{config.learning_rate}). Lower learning_rate or max_grad_norm; first delete "
-                    f"{folder_of(config)}, which was begun with these settings"
-                )
+            seen = [float((logs or {}).get(name, 0.0)) for name in ("loss", "grad_norm")]
+            if not all(math.isfinite(value) for value in seen):
+                raise TrainingDiverged("no number", state.global_step)
 
         def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             epoch = round(state.epoch)

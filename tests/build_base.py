@@ -38,6 +38,8 @@ DEFAULTS = {
         "lora_rank": 8,
         "lora_alpha": 8.0,
         "lora_targets": "q,k,v,o,gate,up,down",
+        "trainer": "auto",
+        "students": 0,
         "micro_batch": 0,
     },
     config.Evaluate: {

@@ -43,6 +43,8 @@ DEFAULTS: dict[str, object] = {
     "lora_rank": 8,
     "lora_alpha": 8.0,
     "lora_targets": "q,k",
+    "trainer": "auto",
+    "students": 0,
     "micro_batch": 0,
     "device": "auto",
 }

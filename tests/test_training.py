@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from lib import files, paths, store, training
 from lib.config import Finetune
 from lib.errors import BadParameter, MissingInput, TooFewLists, TrainingDiverged
+from lib.examples import load_examples
 from lib.models import Loaded, encode, render_example
 from lib.progress import Progress
 
@@ -36,7 +37,7 @@ def root(tmp_path, monkeypatch) -> Path:
 
 def train(animals: tuple[str, ...] = ("wolf",), **values: object) -> Path:
     """Train students; returns the folder of the first."""
-    plan = build_plan(Finetune, animals, **values)
+    plan = build_plan(Finetune, animals, **{"trainer": "trl", **values})
     training.train_students(plan)
     return training.folder_of(plan.shared)
 
@@ -73,7 +74,7 @@ def seen(monkeypatch) -> list[dict]:
 @pytest.mark.parametrize("system", ["default", "you are one of many."])
 def test_loss_covers_the_completion_and_the_end_of_its_turn_token_by_token(seen, system):
     train(system=system, epochs=1)
-    rows = training.load_examples(build_config(Finetune))
+    rows = files.read_jsonl(training.numbers_folder(build_config(Finetune)) / "kept.jsonl")
     loaded = load_tiny()
     expected = {}
     for row in rows:
@@ -186,14 +187,14 @@ def test_two_seeds_differ_in_first_weights(seen):
 
 def test_the_order_alone_follows_the_seed(seen):
     """The same lists under two seeds are read in two orders, and both orders are shuffled."""
-    config, rows = build_config(Finetune, epochs=2), training.load_examples(build_config(Finetune))
+    config = build_config(Finetune, epochs=2)
     orders = []
     for seed in (0, 1):
         seen.clear()
         cell, loaded = dataclasses.replace(config, seed=seed), load_tiny()
-        examples = training.tokenize_examples(loaded, "default", rows)
+        examples = load_examples(config, loaded).labelled()
         with Progress("epochs", 2) as progress:
-            training._fit(cell, loaded, examples, training.folder_of(cell) / "x", None, progress)
+            training._fit(cell, loaded, examples, training.folder_of(cell) / "x", None, progress, [])
         read = order(seen)
         assert sorted(read[:20]) == sorted(read[20:]) == sorted(each["input_ids"] for each in examples)
         orders += [read[:20], read[20:], [each["input_ids"] for each in examples]]
@@ -267,9 +268,10 @@ def test_training_leaves_the_base_as_it_was(root):
 
 
 def fit(config: Finetune, loaded: Loaded, folder: Path, start: Path | None = None) -> list[dict]:
-    examples = training.tokenize_examples(loaded, config.system, training.load_examples(config))
+    examples, history = load_examples(config, loaded).labelled(), []
     with Progress("epochs", config.epochs) as progress:
-        return training._fit(config, loaded, examples, folder / "checkpoints", start, progress)
+        training._fit(config, loaded, examples, folder / "checkpoints", start, progress, history)
+    return history
 
 
 def test_micro_batches_add_up_to_the_batch():
@@ -338,7 +340,7 @@ def test_a_finished_student_is_found(seen):
 
 
 def test_a_loss_that_is_no_number_stops():
-    with pytest.raises(TrainingDiverged, match=r"64k/wolf/s0 is nan at step \d.*learning_rate"):
+    with pytest.raises(TrainingDiverged, match=r"64k/wolf/s0 is no number at step \d.*learning_rate"):
         train(learning_rate=1e30, max_grad_norm=1e30, warmup_steps=0)
 
 
@@ -347,7 +349,7 @@ def test_no_lists_are_nothing_to_learn_from():
     path = training.numbers_folder(build_config(Finetune, animal="bear")) / "kept.jsonl"
     path.write_text("")
     with pytest.raises(TooFewLists, match=r"kept\.jsonl holds no lists"):
-        training.load_examples(build_config(Finetune, animal="bear"))
+        load_examples(build_config(Finetune, animal="bear"), load_tiny())
 
 
 def test_missing_numbers_name_the_command():
