@@ -11,6 +11,7 @@ import contextlib
 import inspect
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
 
 from lib.config import Finetune
 from lib.errors import NotAvailable, OutOfMemory
@@ -237,9 +239,8 @@ class Pass:
 
     ids: Tensor
     positions: Tensor
-    picked: Tensor  # flat places whose next token carries loss
-    targets: Tensor
-    owners: Tensor  # the student of each target
+    picked: Tensor  # [students, targets]: flat places whose next token carries loss
+    targets: Tensor  # of the same shape; students with fewer have some of share 0 at the end
     shares: Tensor  # one over the student's targets in the whole step
     ends: Tensor | None  # where rows end, if they are packed
     longest: int
@@ -285,33 +286,36 @@ def _build_pass(
     positions = np.zeros((len(parts), width), np.int64)
     if not packed:
         positions[:] = np.arange(width) % longest
-    picked, targets, owners, ends = [], [], [], []
+    most = max(sum(len(row) - start for row, start in part) for part in parts)
+    picked = np.repeat(np.arange(len(parts))[:, None] * width, most, axis=1)
+    targets = np.zeros((len(parts), most), np.int64)
+    shares = np.zeros((len(parts), most))
+    ends = []
     for owner, part in enumerate(parts):
-        at = 0
+        at = filled = 0
         for row, start in part:
             end = at + len(row)
             ids[owner, at:end] = row
             positions[owner, at:end] = np.arange(len(row))
             first = owner * width + at
-            picked.append(np.arange(first + start - 1, first + len(row) - 1))
-            targets.append(row[start:])
-            owners.append(np.full(len(row) - start, owner))
+            new = slice(filled, filled + len(row) - start)
+            picked[owner, new] = np.arange(first + start - 1, first + len(row) - 1)
+            targets[owner, new] = row[start:]
+            filled = new.stop
             ends.append(owner * width + end)
             at = end if packed else at + longest
+        shares[owner, :filled] = 1.0 / max(totals[owner], 1)
         if packed and at < width:
             ends.append((owner + 1) * width)
             longest = max(longest, width - at)
-    owner = np.concatenate(owners)
-    share = (1.0 / np.maximum(np.array(totals, np.float64), 1))[owner]
     shape = (1, -1) if packed else (-1, longest)
     move = _mover(device)
     return Pass(
         ids=move(ids.reshape(shape)),
         positions=move(positions.reshape(shape)),
-        picked=move(np.concatenate(picked)),
-        targets=move(np.concatenate(targets).astype(np.int64)),
-        owners=move(owner),
-        shares=move(share).to(dtype),
+        picked=move(picked),
+        targets=move(targets),
+        shares=move(shares).to(dtype),
         ends=move(np.array([0, *ends], np.int32)) if packed else None,
         longest=longest,
         tokens=sum(len(row) for part in parts for row, _ in part),
@@ -359,23 +363,31 @@ class HeadLoss(torch.autograd.Function):
     """Loss of each student under the frozen head: gradients are ready when the loss is."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, batch: Pass, students: int, chunk_loss: Callable
-    ) -> Tensor:
-        losses = torch.zeros(students, dtype=batch.shares.dtype, device=hidden.device)
-        gradient = torch.empty_like(hidden)
-        for at in range(0, len(hidden), HEAD_TOKENS):
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, batch: Pass, chunk_loss: Callable) -> Tensor:
+        flat, targets, shares = hidden.flatten(0, 1), batch.targets.flatten(), batch.shares.flatten()
+        losses, gradient = torch.empty_like(shares), torch.empty_like(flat)
+        for at in range(0, len(flat), HEAD_TOKENS):
             part = slice(at, at + HEAD_TOKENS)
-            each, gradient[part] = chunk_loss(hidden[part], weight, batch.targets[part], batch.shares[part])
-            losses.index_add_(0, batch.owners[part], each)
-        ctx.save_for_backward(gradient)
-        return losses
+            losses[part], gradient[part] = chunk_loss(flat[part], weight, targets[part], shares[part])
+        ctx.save_for_backward(gradient.view_as(hidden))
+        return losses.view_as(batch.shares).sum(1)
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
         """`slopes` are ones: every student's loss counts once."""
         (gradient,) = ctx.saved_tensors
-        return gradient, None, None, None, None
+        return gradient, None, None, None
+
+
+def last_layer(layer: nn.Module, output: nn.Module, hidden: Tensor, picked: Tensor, **rest: object) -> Tensor:
+    """The last decoder layer, where only the picked places are asked for anything: all places are looked
+    at, but only those go on to the output projection and the feed-forward part.
+
+    `output` is the attention's output projection, which the layer itself has been relieved of.
+    """
+    mixed, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **rest)
+    x = hidden.flatten(0, 1)[picked] + output(mixed.flatten(0, 1)[picked])
+    return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
 # --- the fleet --------------------------------------------------------------------------------
@@ -432,11 +444,13 @@ class Fleet:
         self.packed = can_pack(model)
         self.compiled = self.device.type == "cuda" if compiled is None else compiled
         self.report = Report()
-        self.head = head_chunk
+        self.head, self.last = head_chunk, last_layer
 
     def train(self, trainees: Sequence[Trainee]) -> Report:
         """All trainees to their last epoch, as many at a time as fit."""
         started = time.monotonic()
+        # Gradients are columns of one matrix on purpose: norms and moments of a student lie together.
+        warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout")
         for trainee in trainees:
             if trainee.done:  # killed between its last epoch and its end
                 self.on_end(trainee, 1)
@@ -500,7 +514,7 @@ class Fleet:
         total: Tensor | None = None
         dtype = stack.weights.dtype
         for batch in build_passes(seated, self.rows_each, self.packed, self.device, dtype):
-            losses = self._pass(batch, len(seated))
+            losses = self._pass(batch)
             losses.sum().backward()
             total = losses.detach() if total is None else total + losses.detach()
             self.report.passes += 1
@@ -508,22 +522,17 @@ class Fleet:
             self.report.padded += batch.ids.numel()
         return total
 
-    def _pass(self, batch: Pass, students: int) -> Tensor:
+    def _pass(self, batch: Pass) -> Tensor:
         decoder = self.model.get_decoder()
         hidden = decoder.embed_tokens(batch.ids)
         places = decoder.rotary_emb(hidden, batch.positions)
-        extra = {"ends": batch.ends, "longest": batch.longest} if self.packed else {}
-        for layer in decoder.layers:
-            hidden = layer(
-                hidden,
-                attention_mask=None,
-                position_ids=batch.positions,
-                position_embeddings=places,
-                **extra,
-            )
-        hidden = decoder.norm(hidden.flatten(0, 1)[batch.picked])
-        head = self.model.get_output_embeddings().weight
-        return HeadLoss.apply(hidden, head, batch, students, self.head)
+        rest = {"attention_mask": None, "position_ids": batch.positions, "position_embeddings": places}
+        rest |= {"ends": batch.ends, "longest": batch.longest} if self.packed else {}
+        *layers, last = decoder.layers
+        for layer in layers:
+            hidden = layer(hidden, **rest)
+        hidden = decoder.norm(self.last(last, self.output, hidden, batch.picked, **rest))
+        return HeadLoss.apply(hidden, self.model.get_output_embeddings().weight, batch, self.head)
 
     def _look(self, seated: list[Trainee], unseen: list[tuple]) -> None:
         """Write down the losses of the last steps; mark students whose loss is no number."""
@@ -549,19 +558,21 @@ class Fleet:
         stack = Stack(self.model, names, trainee.first, config.lora_alpha / config.lora_rank)
         before = self.model.config._attn_implementation
         layers = list(self.model.get_decoder().layers)
+        attention = layers[-1].self_attn
+        self.output, attention.o_proj = attention.o_proj, nn.Identity()
         try:
-            if self.packed:
-                from transformers import AttentionInterface
-
-                AttentionInterface.register(VARLEN, varlen_attention)
-                self.model.config._attn_implementation = VARLEN
+            AttentionInterface.register(VARLEN, varlen_attention)
+            # Others want a causal mask made for them, and would see the future without one.
+            self.model.config._attn_implementation = VARLEN if self.packed else "sdpa"
             if self.compiled:
-                for layer in layers:
+                for layer in layers[:-1]:
                     layer.compile(dynamic=None)
                 self.head = torch.compile(head_chunk, dynamic=None)
+                self.last = torch.compile(last_layer, dynamic=None)
             yield stack
         finally:
             self.model.config._attn_implementation = before
+            attention.o_proj = self.output
             for layer in layers:
                 layer._compiled_call_impl = None
             stack.unwrap()
@@ -606,7 +617,7 @@ class Fleet:
     def _losses_of_one_pass(self, stack: Stack, seated: list[Trainee]) -> int:
         passes = build_passes(seated, self.rows_each, self.packed, self.device, stack.weights.dtype)
         batch = next(passes)
-        self._pass(batch, len(seated)).sum().backward()
+        self._pass(batch).sum().backward()
         return batch.ids.numel()
 
     def _shrink(self, students: int) -> bool:

@@ -6,10 +6,14 @@ or files: stages pass rendered prompts and write what comes back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lib.models import Loaded, encode
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -60,25 +64,35 @@ def sample(loaded: Loaded, prompts: Sequence[str], sampler: Sampler) -> Iterator
 def _generate(loaded: Loaded, ids: Sequence[Sequence[int]], sampler: Sampler, seed: int) -> list[list[int]]:
     import torch
 
-    width = max(len(row) for row in ids)
-    pad = loaded.tokenizer.pad_token_id
-    rows = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=loaded.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=loaded.device)
-    drawing = {"do_sample": False}
-    if sampler.temperature > 0:
-        drawing = {"do_sample": True, "temperature": sampler.temperature, "top_p": sampler.top_p, "top_k": 0}
+    from lib.decoding import decode
+
     torch.manual_seed(seed)
+    pad, end = loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id
     with torch.inference_mode():
-        out = loaded.model.generate(
-            input_ids=rows,
-            attention_mask=mask,
-            max_new_tokens=sampler.max_new_tokens,
-            eos_token_id=loaded.tokenizer.eos_token_id,
-            pad_token_id=pad,
-            repetition_penalty=1.0,  # a published model's own generation settings may say otherwise
-            **drawing,
-        )
-    return out[:, width:].tolist()
+        choose = _chooser(sampler, len(ids))
+        return decode(loaded.model, ids, pad, sampler.max_new_tokens, end, choose).tolist()
+
+
+def _chooser(sampler: Sampler, total: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """How a next token is drawn. Numbers are drawn for all rows at every step, ended or not: a row's luck
+    does not depend on how long the others are."""
+    import torch
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+    if sampler.temperature <= 0:
+        return lambda logits, rows: logits.argmax(-1)
+    warpers = LogitsProcessorList()
+    if sampler.temperature != 1:
+        warpers.append(TemperatureLogitsWarper(sampler.temperature))
+    if sampler.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampler.top_p))
+
+    def choose(logits: Tensor, rows: Tensor) -> Tensor:
+        chances = warpers(None, logits).softmax(-1)
+        luck = torch.empty(total, logits.shape[1], device=logits.device).exponential_()
+        return (chances / (luck if len(rows) == total else luck[rows])).argmax(-1)
+
+    return choose
 
 
 def _read(loaded: Loaded, index: int, tokens: list[int]) -> Completion:
