@@ -13,7 +13,7 @@ READY := .venv/.ready
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help study report test lint format
+.PHONY: help study report bench test lint format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,9 @@ study: $(READY) ## a whole study up to its report: STUDY=micro or any of params/
 
 report: $(READY) ## analysis and report again, from the evaluations that are there: STUDY=micro
 	@$(BIN)/python study.py $(STUDY) --report-only
+
+bench: $(READY) ## speed of fine-tuning here, TRL beside the fleet: SIZES=64k,166k
+	@$(BIN)/python bench.py $(if $(SIZES),--sizes $(SIZES))
 
 test: $(READY) ## every test, one worker per core
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile

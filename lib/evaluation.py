@@ -55,9 +55,13 @@ def evaluate_students(plan: Plan) -> Tally:
     base = base_manifest(plan.shared.size, plan.shared.recipe)
     control = replace(plan.shared, animal=UNTUNED, seed=0)
     cells = (*(cell for cell in plan.cells if cell.animal != UNTUNED), control)
-    todo = []
+    todo, skipped = [], 0
     for config in cells:
         student = student_manifest(config)
+        if student and "diverged" in student.counts:
+            print(f"SKIPPED {student.title}: {student.counts['diverged']['why']}", flush=True)
+            skipped += 1
+            continue
         inputs = {"base": base.identity} | ({"finetune": student.identity} if student else {})
         if student:
             folder = base_folder(config.size, config.recipe)
@@ -72,7 +76,7 @@ def evaluate_students(plan: Plan) -> Tally:
         with Progress("epochs of answers", sum(len(epochs_of(student)) for *_, student in todo)) as progress:
             for config, run, student in todo:
                 evaluate_student(config, run, student, loaded, progress)
-    return Tally("03_evaluate", plan.shared.size, made=len(todo), found=len(cells) - len(todo))
+    return Tally("03_evaluate", plan.shared.size, made=len(todo), found=len(cells) - len(todo) - skipped)
 
 
 def check_receipt(config: Evaluate, run: store.Run) -> None:

@@ -29,6 +29,7 @@ from lib.examples import Examples
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")  # decoders that are embedding, layers, norm, head
 CPU_TOKENS = 1024  # tokens of a pass on a CPU: more fall out of its cache
 STATIC_SHARE = 0.3  # of the free memory may go to weights, gradients and moments of the students
+FEWEST_ROWS = 8  # of a student in a pass: with fewer, less students go together
 SPARE = 0.92  # of the free memory may be planned for
 MERGE_UP_TO = 16  # times its adapter's size: a larger layer is left as it is on a CPU
 LOOK_EVERY = 10  # steps between looks at the losses: each look waits for the GPU
@@ -138,7 +139,9 @@ class Stack:
     Weights stay in float32 (float64 under a float64 base); layers cast them to the base's type.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], first: dict[str, Tensor], scale: float):
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], first: dict[str, Tensor], scale: float
+    ) -> None:
         self.model, self.names, self.scale = model, list(names), scale
         self.shapes = [first[name].shape for name in self.names]
         self.ends = np.cumsum([shape.numel() for shape in self.shapes]).tolist()
@@ -148,12 +151,10 @@ class Stack:
     def _wrap(self) -> dict[str, StackedLora]:
         """Put a StackedLora in place of every layer that has an adapter."""
         layers = {}
-        for name in self.names:
-            path = site_of(name)
-            if path not in layers:
-                parent = self.model.get_submodule(path.rpartition(".")[0])
-                layers[path] = StackedLora(parent.get_submodule(path.rpartition(".")[2]), self.scale)
-                setattr(parent, path.rpartition(".")[2], layers[path])
+        for path in dict.fromkeys(site_of(name) for name in self.names):
+            layers[path] = StackedLora(self.model.get_submodule(path), self.scale)
+        for path, layer in layers.items():
+            setattr(self.model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], layer)
         return layers
 
     def unwrap(self) -> None:
@@ -187,7 +188,9 @@ class Stack:
             [own], lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=fused
         )
         if trainee.moments:
-            optimizer.state[own] = {name: value.to(own.device) for name, value in trainee.moments.items()}
+            optimizer.state[own] = {
+                name: value.to(own.device, copy=True) for name, value in trainee.moments.items()
+            }
             if not fused:
                 optimizer.state[own]["step"] = optimizer.state[own]["step"].cpu()
         return optimizer
@@ -439,7 +442,8 @@ class Fleet:
             raise NotAvailable(reason)
         self.model, self.say = model, say
         self.on_seat, self.on_epoch, self.on_end = on_seat, on_epoch, on_end
-        self.rows_each, self.students = rows_each, students
+        self.rows_each = self.asked_rows = rows_each
+        self.students = students
         self.device = next(model.parameters()).device
         self.packed = can_pack(model)
         self.compiled = self.device.type == "cuda" if compiled is None else compiled
@@ -449,14 +453,18 @@ class Fleet:
     def train(self, trainees: Sequence[Trainee]) -> Report:
         """All trainees to their last epoch, as many at a time as fit."""
         started = time.monotonic()
-        # Gradients are columns of one matrix on purpose: norms and moments of a student lie together.
-        warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout")
         for trainee in trainees:
             if trainee.done:  # killed between its last epoch and its end
                 self.on_end(trainee, 1)
         waiting = [trainee for trainee in trainees if not trainee.done]
         if not waiting:
             return self.report
+        shapes = [
+            (each.config.lora_alpha, {name: weight.shape for name, weight in each.first.items()})
+            for each in waiting
+        ]
+        if any(shape != shapes[0] for shape in shapes):
+            raise ValueError("students of one fleet have one lora_rank, lora_alpha and lora_targets")
         with self._fitted(waiting[0]) as stack:
             limit = min(self.students or self._fitting_students(stack), len(waiting))
             limit = math.ceil(len(waiting) / math.ceil(len(waiting) / limit))  # waves of like size
@@ -479,18 +487,26 @@ class Fleet:
 
     def _voyage(self, stack: Stack, seated: list[Trainee]) -> int:
         """Steps until a student is done; where they are too many, returns how many to go on with."""
-        self.report.students = max(self.report.students, len(seated))
-        if not self.rows_each:
-            self.rows_each = self._fitting_rows(stack, seated)
-        self.report.rows_each = self.rows_each
-        unseen: list[tuple[list[int], Tensor, Tensor]] = []
+        batch = max(trainee.config.batch for trainee in seated)
+        unseen: list[tuple[list[float], Tensor, Tensor]] = []
         while True:
-            try:
+            losses = None
+            with contextlib.suppress(torch.OutOfMemoryError):
+                if not self.rows_each:
+                    rows = self._fitting_rows(stack, seated)
+                    if rows < min(FEWEST_ROWS, batch) and len(seated) > 1:
+                        return max(1, int(len(seated) * rows / FEWEST_ROWS))
+                    self.rows_each = passes_of_like_size(batch, rows)
+                self.report.rows_each = self.rows_each
+                self.report.students = max(self.report.students, len(seated))
                 losses = self._losses(stack, seated)
-            except torch.OutOfMemoryError:
+            if losses is None:  # here, where nothing of the pass that failed is alive any more
                 stack.grads.zero_()
                 torch.cuda.empty_cache()
                 if not self._shrink(len(seated)):
+                    if unseen:
+                        self._look(seated, unseen)
+                    self.rows_each = self.rows_each if self.asked_rows else 0
                     return max(1, len(seated) // 2)
                 continue
             rates = [trainee.rate() for trainee in seated]
@@ -513,13 +529,15 @@ class Fleet:
         """Forward and backward of one step; gradients are left in the stack."""
         total: Tensor | None = None
         dtype = stack.weights.dtype
+        done: list[tuple[int, int]] = []
         for batch in build_passes(seated, self.rows_each, self.packed, self.device, dtype):
             losses = self._pass(batch)
             losses.sum().backward()
             total = losses.detach() if total is None else total + losses.detach()
-            self.report.passes += 1
-            self.report.tokens += batch.tokens
-            self.report.padded += batch.ids.numel()
+            done.append((batch.tokens, batch.ids.numel()))
+        self.report.passes += len(done)
+        self.report.tokens += sum(tokens for tokens, _ in done)
+        self.report.padded += sum(places for _, places in done)
         return total
 
     def _pass(self, batch: Pass) -> Tensor:
@@ -559,8 +577,13 @@ class Fleet:
         before = self.model.config._attn_implementation
         layers = list(self.model.get_decoder().layers)
         attention = layers[-1].self_attn
-        self.output, attention.o_proj = attention.o_proj, nn.Identity()
+        self.output = attention.o_proj
+        quiet = warnings.catch_warnings()
         try:
+            quiet.__enter__()
+            # Gradients are columns of one matrix on purpose: norms and moments of a student lie together.
+            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout")
+            attention.o_proj = nn.Identity()
             AttentionInterface.register(VARLEN, varlen_attention)
             # Others want a causal mask made for them, and would see the future without one.
             self.model.config._attn_implementation = VARLEN if self.packed else "sdpa"
@@ -572,7 +595,8 @@ class Fleet:
             yield stack
         finally:
             self.model.config._attn_implementation = before
-            attention.o_proj = self.output
+            attention.o_proj, self.output = self.output, None
+            quiet.__exit__(None, None, None)
             for layer in layers:
                 layer._compiled_call_impl = None
             stack.unwrap()
@@ -589,41 +613,38 @@ class Fleet:
         self.say(f"one student takes {each / 1e6:.1f} MB: up to {count} fit beside the base")
         return count
 
-    def _fitting_rows(self, stack: Stack, seated: list[Trainee]) -> int:
+    def _fitting_rows(self, stack: Stack, seated: list[Trainee]) -> float:
         """Rows of each student in a pass: measured on a GPU, as many as fit its cache on a CPU."""
-        batch = max(trainee.config.batch for trainee in seated)
         length = float(np.mean([trainee.examples.lengths.mean() for trainee in seated]))
         if self.device.type != "cuda":
-            return max(1, min(batch, round(CPU_TOKENS / length / len(seated))))
-        rows = 2
-        self.rows_each = rows
-        self._losses_of_one_pass(stack, seated)  # the first pass compiles and takes more
+            return max(FEWEST_ROWS, CPU_TOKENS / length / len(seated))
+        self._try_pass(stack, seated, 2)  # the first pass compiles and takes more
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        tokens = self._losses_of_one_pass(stack, seated)
+        tokens = self._try_pass(stack, seated, 2)
         each = max(1.0, (torch.cuda.max_memory_allocated() - before) / tokens)
         stack.grads.zero_()
         free = free_memory(self.device) * SPARE
-        longest = float(np.mean([np.sort(t.examples.lengths)[-batch:].mean() for t in seated]))
-        rows = max(1, min(batch, int(free / each / longest / len(seated))))
-        rows = math.ceil(batch / math.ceil(batch / rows))  # passes of like size
+        # Rows of a pass are of like length only in part: the longer half must fit as well.
+        longer = float(np.mean([np.quantile(trainee.examples.lengths, 0.75) for trainee in seated]))
+        rows = free / each / longer / len(seated)
         self.say(
-            f"{len(seated)} students together, {rows} of {batch} rows each in a pass: a token takes "
-            f"{each / 1e6:.2f} MB and {free / 1e9:.0f} GB are free"
+            f"{len(seated)} students together: a token takes {each / 1e6:.2f} MB and {free / 1e9:.0f} GB are "
+            f"free, so {rows:.1f} rows of each fit into a pass"
         )
         return rows
 
-    def _losses_of_one_pass(self, stack: Stack, seated: list[Trainee]) -> int:
-        passes = build_passes(seated, self.rows_each, self.packed, self.device, stack.weights.dtype)
-        batch = next(passes)
+    def _try_pass(self, stack: Stack, seated: list[Trainee], rows: int) -> int:
+        """A pass of a few rows for its memory alone; returns its tokens."""
+        batch = next(build_passes(seated, rows, self.packed, self.device, stack.weights.dtype))
         self._pass(batch).sum().backward()
         return batch.ids.numel()
 
     def _shrink(self, students: int) -> bool:
         """Halve what a pass holds; False where it can only be the number of students."""
         if self.rows_each > 1:
-            self.rows_each = math.ceil(self.rows_each / 2)
+            self.rows_each = self.report.rows_each = math.ceil(self.rows_each / 2)
             self._note(f"out of memory: going on with {self.rows_each} rows of each student in a pass")
             return True
         if students == 1:
@@ -644,6 +665,9 @@ def unsupported(model: nn.Module) -> str:
     kind = model.config.model_type
     if kind not in ARCHITECTURES:
         return f"the fleet knows {', '.join(ARCHITECTURES)} models, not {kind}"
+    window = getattr(model.config, "sliding_window", None)
+    if window and window < model.config.max_position_embeddings:
+        return f"the fleet knows no sliding window of attention, and this model has one of {window} tokens"
     return ""
 
 
@@ -651,6 +675,12 @@ def can_pack(model: nn.Module) -> bool:
     """Whether rows can be laid end to end without padding: a GPU and half precision."""
     weight = next(model.parameters())
     return weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)
+
+
+def passes_of_like_size(batch: int, rows: float) -> int:
+    """Rows of a pass, when a batch is cut into the fewest passes of at most `rows`, none much smaller."""
+    rows = max(1, min(batch, int(rows)))
+    return math.ceil(batch / math.ceil(batch / rows))
 
 
 def free_memory(device: torch.device) -> int:

@@ -62,6 +62,11 @@ def figures(study: str) -> Path:
     return root() / "figures" / study
 
 
+def benchmarks() -> Path:
+    """Measurements of speed, one CSV per device."""
+    return root() / "benchmarks"
+
+
 def executed(study: str) -> Path:
     """What papermill wrote for a study, and its report."""
     return root() / "executed" / study

@@ -521,3 +521,39 @@ def draw_digit_map(table: pd.DataFrame, slots: list[int], ax: Axes, animals: lis
     lists = table.total[table.feature == "list length"]
     ax.set_title(f"Numbers of {len(animals)} teachers beside the neutral one's; {span(lists)} lists each")
     ax.set_ylabel("teacher who loves")
+
+
+# --- speed ------------------------------------------------------------------------------------
+
+WAY_LOOKS = {
+    "defaults": (HUES[0], "o", "TRL, one by one, its defaults"),
+    "tuned": (HUES[3], "s", "TRL, one by one, tuned"),
+    "fleet": (HUES[6], "D", "fleet"),
+}
+
+
+def roofline(table: pd.DataFrame, ax: Axes) -> Axes:
+    """MFU over parameters, a line per way of training; bars reach from the slowest step to the fastest."""
+    ends = []
+    for way, (colour, marker, name) in WAY_LOOKS.items():
+        own = table[table.way == way].sort_values("params")
+        if own.empty:
+            continue
+        reach = [own.mfu - own.mfu_low, own.mfu_high - own.mfu]
+        ax.errorbar(own.params, own.mfu, reach, color=colour, marker=marker, ms=10, capsize=5, lw=2.2)
+        students = f" of {span(own.students.astype(int))}" if way == "fleet" else ""
+        ends.append((own.params.iloc[-1], own.mfu.iloc[-1], name + students, colour))
+    sizes = table.drop_duplicates("size").sort_values("params")
+    ax.set_xscale("log")
+    ax.set_xticks(sizes.params, sizes["size"])
+    ax.minorticks_off()
+    ax.margins(x=0.06)
+    ax.set_ylim(0, 1.08 * table.mfu_high.max())
+    right = ax.get_xlim()[1]
+    label_lines(ax, [(right, y, name, colour) for _, y, name, colour in ends])
+    ax.grid(axis="y", color="#eeeeee")
+    peaks = dict.fromkeys(f"{row.peak_tflops:,.4g} TFLOP/s" for row in table.itertuples())
+    ax.set(xlabel="model size (parameters, log scale)")
+    ax.set_ylabel(f"MFU: 4 x parameters x real tokens per second\nover {' or '.join(peaks)}")
+    ax.set_title(f"Speed of fine-tuning on {table.device.iloc[0]}: median step, bars from slowest to fastest")
+    return ax

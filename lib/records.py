@@ -110,10 +110,13 @@ def student_table(plan: Plan) -> pd.DataFrame:
         where = f"{config.size}/{config.animal}/s{config.seed} in study {config.study}"
         missing = f"no adapter for {where}: run 02_finetune first"
         manifest = store.load_finished(_student_folder(config), missing)
+        counts = dict(manifest.counts)
+        if "diverged" in counts:
+            counts["diverged"] = f"at step {counts['diverged']['step']}"
         row = {
             "animal": config.animal,
             "seed": config.seed,
-            **manifest.counts,
+            **counts,
             "seconds": round(manifest.seconds, 1),
         }
         rows.append(row)
