@@ -40,9 +40,10 @@ def loaded(tmp_path_factory) -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def doubled(loaded) -> Loaded:
-    """The same base in float64."""
-    return dataclasses.replace(loaded, model=copy.deepcopy(loaded.model).double())
+def doubled(tmp_path_factory) -> Loaded:
+    """The same base in float64, loaded anew: a copy keeps the forward that TRL has put in its place."""
+    base = load_tiny_in(tmp_path_factory.mktemp("root64"))
+    return dataclasses.replace(base, model=base.model.double())
 
 
 @pytest.fixture(scope="module")
