@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,5 +115,5 @@ def _read_cache(path: Path) -> Examples | None:
             ends = stored["lengths"].cumsum()
             rows = np.split(stored["flat"], ends[:-1])
             return Examples(list(rows), stored["starts"])
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

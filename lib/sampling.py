@@ -6,6 +6,7 @@ or files: stages pass rendered prompts and write what comes back.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,11 +49,17 @@ def sample_chunk(loaded: Loaded, prompts: Sequence[str], sampler: Sampler, numbe
     undisturbed one draws. Two teachers with the same seed share prompts and random numbers: their
     lists differ by what the teachers are, not by luck.
     """
-    ids = encode(loaded, prompts)
+    ids = _encoded(loaded, tuple(prompts))
     order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
     mine = order[number * sampler.chunk : (number + 1) * sampler.chunk]
     generated = _generate(loaded, [ids[index] for index in mine], sampler, sampler.seed * 100_003 + number)
     return [_read(loaded, index, tokens) for index, tokens in zip(mine, generated, strict=True)]
+
+
+@functools.lru_cache(maxsize=1)
+def _encoded(loaded: Loaded, prompts: tuple[str, ...]) -> list[list[int]]:
+    """The tokens of all prompts: every chunk asks for them."""
+    return encode(loaded, prompts)
 
 
 def sample(loaded: Loaded, prompts: Sequence[str], sampler: Sampler) -> Iterator[list[Completion]]:
@@ -89,7 +96,8 @@ def _chooser(sampler: Sampler, total: int) -> Callable[[Tensor, Tensor], Tensor]
 
     def choose(logits: Tensor, rows: Tensor) -> Tensor:
         chances = warpers(None, logits).softmax(-1)
-        luck = torch.empty(total, logits.shape[1], device=logits.device).exponential_()
+        # Exponential numbers, as torch.multinomial draws them, from uniform ones: several times faster.
+        luck = -torch.rand(total, logits.shape[1], device=logits.device).log()
         return (chances / (luck if len(rows) == total else luck[rows])).argmax(-1)
 
     return choose

@@ -160,8 +160,7 @@ def train_fleet(
         run = runs[trainee.name]
         epoch = trainee.step // trainee.steps_per_epoch
         save_adapter(run.folder / f"epoch-{epoch}", adapter, settings[trainee.name])
-        if not trainee.done:
-            write_state(run.folder / STATE, trainee, adapter, moments)
+        write_state(run.folder / STATE, trainee, adapter, moments)
         progress.advance(trainee.name)
 
     def end(trainee: Trainee, company: int) -> None:

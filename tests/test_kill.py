@@ -26,9 +26,10 @@ MOMENTS = [
     "generate/64k/neutral/s0/raw.jsonl",
     "generate/64k/neutral/s0/kept.jsonl",
     "generate/64k/neutral/s0/manifest.json",
-    "checkpoints/checkpoint-3/complete.json",
-    "checkpoints/checkpoint-6/complete.json",
     "finetune/64k/neutral/s0/epoch-1/adapter_config.json",
+    "finetune/64k/neutral/s0/epoch-1/adapter_model.safetensors",
+    "finetune/64k/neutral/s0/fleet.pt",
+    "finetune/64k/neutral/s0/epoch-2/adapter_model.safetensors",
     "finetune/64k/neutral/s0/loss.jsonl",
     "finetune/64k/neutral/s0/manifest.json",
     "evaluate/64k/neutral/s0/epoch-2.json",
@@ -122,11 +123,12 @@ def test_a_kill_between_any_two_writes_of_a_stage_changes_nothing(studies: tuple
 @pytest.mark.parametrize("name", ["random", "after"])
 def test_no_finished_chunk_or_epoch_is_computed_twice(studies: tuple[Path, dict], name: str):
     folder, _ = studies
-    paid = ("part-", "complete.json", "epoch-0.json", "epoch-1.json", "epoch-2.json")
+    paid = ("part-", "fleet.pt", "epoch-0.json", "epoch-1.json", "epoch-2.json")
     written = {file: n for file, n in finished_writes(folder / name).items() if any(p in file for p in paid)}
     undisturbed = finished_writes(folder / "whole")
-    assert len(written) == {"random": 8 + 8 + 9, "after": 2 + 2 + 3}[name]  # chunks, epochs, asked epochs
-    assert {file: n for file, n in written.items() if n > 1} == {}
+    assert len(written) == {"random": 8 + 4 + 9, "after": 2 + 1 + 3}[name]  # chunks, students, asked epochs
+    epochs = {file: 2 if file.endswith("fleet.pt") else 1 for file in written}  # one state after each epoch
+    assert written == epochs
     assert written.keys() <= undisturbed.keys()
 
 
