@@ -4,7 +4,8 @@ ended leave the batch, which is most of the time saved where completions differ 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -115,6 +116,18 @@ def expand(buffers: Sequence[Tensor], rows: int) -> list[Tensor]:
     return [buffer.expand(rows, -1, -1, -1).clone() for buffer in buffers]
 
 
+@contextlib.contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """On a CPU plain products: with one query a row they are faster than the fused kernel."""
+    before = model.config._attn_implementation
+    try:
+        if model.device.type == "cpu":
+            model.config._attn_implementation = "eager"
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
 def decode(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -128,6 +141,18 @@ def decode(
     `choose(logits, rows)` picks the next tokens of the rows it is given, numbered as in `prompts` however
     many have left the batch.
     """
+    with plain_attention(model):
+        return _decode(model, prompts, pad, steps, end, choose)
+
+
+def _decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    pad: int,
+    steps: int,
+    end: int,
+    choose: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
     logits, cache, mask = prefill(model, prompts, pad, steps)
     chosen = torch.full((len(prompts), steps), end, device=model.device)
     rows = torch.arange(len(prompts), device=model.device)

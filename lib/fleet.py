@@ -34,7 +34,8 @@ SPARE = 0.92  # of the free memory may be planned for
 MERGE_UP_TO = 16  # times its adapter's size: a larger layer is left as it is on a CPU
 LOOK_EVERY = 10  # steps between looks at the losses: each look waits for the GPU
 HEAD_TOKENS = 4096  # tokens whose logits exist at one time
-VARLEN = "fleet_varlen"
+VARLEN, DENSE = "fleet_varlen", "fleet_dense"
+NARROW = 32  # width of a head up to which plain products beat the fused kernel on a CPU
 _KNOWN = inspect.signature(varlen_attn).parameters  # its words for causal and grouped heads have changed
 CAUSAL = {"window_size": (-1, 0)} if "window_size" in _KNOWN else {"is_causal": True}
 GROUPED = {"enable_gqa": True} if "enable_gqa" in _KNOWN else {}
@@ -352,6 +353,40 @@ def varlen_attention(
     return out[None], None
 
 
+def dense_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **rest: object,
+) -> tuple[Tensor, None]:
+    """Causal attention as plain products: for short rows and narrow heads a CPU does them faster than the
+    fused kernel."""
+    rows, heads, length, width = query.shape
+    groups = heads // key.shape[1]
+    if groups > 1:
+        key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+    flat = [each.reshape(rows * heads, length, width) for each in (query, key, value)]
+    future = torch.full((length, length), -math.inf, dtype=query.dtype, device=query.device).triu(1)
+    scores = torch.baddbmm(future, flat[0], flat[1].transpose(1, 2), alpha=scaling)
+    mixed = torch.bmm(scores.softmax(-1), flat[2]).view(rows, heads, length, width)
+    return mixed.transpose(1, 2), None
+
+
+def choose_attention(model: nn.Module, packed: bool) -> str:
+    """The kernel that suits rows, heads and device. None needs a mask: other kernels want one made for
+    them, and would see the future without it."""
+    AttentionInterface.register(VARLEN, varlen_attention)
+    AttentionInterface.register(DENSE, dense_attention)
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if packed:
+        return VARLEN
+    return DENSE if width <= NARROW and next(model.parameters()).device.type == "cpu" else "sdpa"
+
+
 def head_chunk(hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted next-token losses and their gradient to `hidden`, without keeping the logits."""
     logits = (hidden @ weight.T).to(shares.dtype)
@@ -584,9 +619,7 @@ class Fleet:
             # Gradients are columns of one matrix on purpose: norms and moments of a student lie together.
             warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout")
             attention.o_proj = nn.Identity()
-            AttentionInterface.register(VARLEN, varlen_attention)
-            # Others want a causal mask made for them, and would see the future without one.
-            self.model.config._attn_implementation = VARLEN if self.packed else "sdpa"
+            self.model.config._attn_implementation = choose_attention(self.model, self.packed)
             if self.compiled:
                 for layer in layers[:-1]:
                     layer.compile(dynamic=None)
