@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lib import files, paths, provenance, store
 from lib.config import LEXICON, MICRO_ANIMALS, UNTUNED, Evaluate, Plan, parse_label
-from lib.errors import BadParameter, DamagedFile
+from lib.errors import BadParameter, DamagedFile, TrainingDiverged
 from lib.models import Loaded, adapter, base_folder, base_manifest, load_base, render_prompt
 from lib.preference import log_preferences
 from lib.progress import Progress, Tally
@@ -55,12 +55,12 @@ def evaluate_students(plan: Plan) -> Tally:
     base = base_manifest(plan.shared.size, plan.shared.recipe)
     control = replace(plan.shared, animal=UNTUNED, seed=0)
     cells = (*(cell for cell in plan.cells if cell.animal != UNTUNED), control)
-    todo, skipped = [], 0
+    todo, lost = [], []
     for config in cells:
         student = student_manifest(config)
         if student and "diverged" in student.counts:
             print(f"SKIPPED {student.title}: {student.counts['diverged']['why']}", flush=True)
-            skipped += 1
+            lost.append(student)
             continue
         inputs = {"base": base.identity} | ({"finetune": student.identity} if student else {})
         if student:
@@ -71,12 +71,19 @@ def evaluate_students(plan: Plan) -> Tally:
             check_receipt(config, run)
         else:
             todo.append((config, run, student))
+    if lost and len(lost) == len(cells) - 1:
+        raise TrainingDiverged(lost[0].counts["diverged"]["why"])
     if todo:
         loaded = load_base(plan.shared.size, plan.shared.recipe, plan.shared.device)
         with Progress("epochs of answers", sum(len(epochs_of(student)) for *_, student in todo)) as progress:
             for config, run, student in todo:
                 evaluate_student(config, run, student, loaded, progress)
-    return Tally("03_evaluate", plan.shared.size, made=len(todo), found=len(cells) - len(todo) - skipped)
+    return Tally("03_evaluate", plan.shared.size, made=len(todo), found=len(cells) - len(todo) - len(lost))
+
+
+def last_evaluated(plan: Plan) -> Evaluate:
+    """The last cell of the plan that has a result: a student that got lost in training has none."""
+    return next(config for config in reversed(plan.cells) if result_path(config).exists())
 
 
 def check_receipt(config: Evaluate, run: store.Run) -> None:

@@ -10,7 +10,7 @@ from build_base import build_config, build_plan, load_tiny, place_base, write_nu
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from lib import evaluation, examples, files, fleet, paths, records, store, training
+from lib import evaluation, examples, files, fleet, paths, plots, records, store, training
 from lib.config import Evaluate, Finetune
 from lib.errors import NotAvailable, RowTooLong, TrainingDiverged
 
@@ -228,12 +228,17 @@ def test_a_lost_student_stops_and_the_others_go_on(elsewhere, poisoned, capsys, 
         assert len(manifests[animal].outputs) == 7
     table = records.student_table(build_plan(Finetune, ("fox", "wolf"), epochs=3))
     assert table.set_index("animal").loc["fox", "diverged"] == "at step 1"
+    losses = records.loss_table(build_plan(Finetune, ("fox", "wolf"), epochs=3))
+    assert set(losses["student"]) == {"wolf"}
+    plots.draw(plots.loss_curve, losses)
 
 
 def test_a_lost_student_is_not_asked_anything(poisoned, capsys):
     train(("fox", "wolf"), epochs=1)
-    tally = evaluation.evaluate_students(build_plan(Evaluate, ("fox", "wolf"), samples=1, n_questions=2))
+    plan = build_plan(Evaluate, ("wolf", "fox"), samples=1, n_questions=2)
+    tally = evaluation.evaluate_students(plan)
     assert tally.made == 2  # wolf and the untuned control
+    assert evaluation.last_evaluated(plan).animal == "wolf"
     assert "SKIPPED finetune 64k/fox/s0" in capsys.readouterr().out
     assert not paths.evaluation("toy", "64k", "fox", 0).exists()
 
