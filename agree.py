@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,19 @@ def rms(values: np.ndarray) -> float:
     return float(np.sqrt((values**2).mean()))
 
 
+@contextlib.contextmanager
+def pointed_at(folder: str) -> Iterator[None]:
+    """Runs go to a folder of their own."""
+    before = os.environ.get("SUBLIMINAL_ROOT")
+    os.environ["SUBLIMINAL_ROOT"] = folder
+    try:
+        yield
+    finally:
+        del os.environ["SUBLIMINAL_ROOT"]
+        if before is not None:
+            os.environ["SUBLIMINAL_ROOT"] = before
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -110,10 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--out", type=Path, default=None, help="the CSV; default benchmarks/agreement.csv")
     options = parser.parse_args(arguments)
     out = options.out or paths.benchmarks() / "agreement.csv"
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        before = os.environ.get("SUBLIMINAL_ROOT")
-        stack.callback(lambda: os.environ.update(SUBLIMINAL_ROOT=before or ""))
-        os.environ["SUBLIMINAL_ROOT"] = folder
+    with tempfile.TemporaryDirectory() as folder, pointed_at(folder):
         try:
             counts = {"n_raw": round(options.lists * 1.075), "n_keep": options.lists}
             for seed in range(options.seeds):

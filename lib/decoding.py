@@ -141,18 +141,6 @@ def decode(
     `choose(logits, rows)` picks the next tokens of the rows it is given, numbered as in `prompts` however
     many have left the batch.
     """
-    with plain_attention(model):
-        return _decode(model, prompts, pad, steps, end, choose)
-
-
-def _decode(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    pad: int,
-    steps: int,
-    end: int,
-    choose: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
     logits, cache, mask = prefill(model, prompts, pad, steps)
     chosen = torch.full((len(prompts), steps), end, device=model.device)
     rows = torch.arange(len(prompts), device=model.device)

@@ -56,6 +56,7 @@ class Trainee:
     history: list[dict] = field(default_factory=list)
     moments: dict[str, Tensor] = field(default_factory=dict)
     diverged: int = 0  # the step whose loss or gradient was no number
+    shuffled: tuple[int, np.ndarray] | None = None  # an epoch and its order of rows
 
     @property
     def steps_per_epoch(self) -> int:
@@ -72,10 +73,10 @@ class Trainee:
     def rows(self) -> np.ndarray:
         """The rows of the next step, in the order in which TRL and Accelerate would read them."""
         epoch, place = divmod(self.step, self.steps_per_epoch)
-        if getattr(self, "_shuffled", (-1,))[0] != epoch:
+        if self.shuffled is None or self.shuffled[0] != epoch:
             generator = torch.Generator().manual_seed(data_seed(self.config) + epoch)
-            self._shuffled = epoch, torch.randperm(len(self.examples), generator=generator).numpy()
-        return self._shuffled[1][place * self.config.batch : (place + 1) * self.config.batch]
+            self.shuffled = epoch, torch.randperm(len(self.examples), generator=generator).numpy()
+        return self.shuffled[1][place * self.config.batch : (place + 1) * self.config.batch]
 
     def rate(self) -> float:
         """Learning rate of the next step: linear up over the warm-up, then linear down to 0."""
@@ -146,6 +147,7 @@ class Stack:
         self.model, self.names, self.scale = model, list(names), scale
         self.shapes = [first[name].shape for name in self.names]
         self.ends = np.cumsum([shape.numel() for shape in self.shapes]).tolist()
+        self.starts = [0, *self.ends[:-1]]
         self.layers = self._wrap()
         self.weights = self.grads = torch.empty(0)
 
@@ -173,7 +175,7 @@ class Stack:
             flat = torch.cat([trainee.first[name].detach().flatten() for name in self.names])
             self.weights[row].copy_(flat)
         self.grads = torch.zeros_like(self.weights)
-        for name, shape, start, end in zip(self.names, self.shapes, [0, *self.ends], self.ends, strict=False):
+        for name, shape, start, end in zip(self.names, self.shapes, self.starts, self.ends, strict=True):
             view = (len(trainees), *shape)
             leaf = nn.Parameter(self.weights[:, start:end].view(view))
             leaf.grad = self.grads[:, start:end].view(view)
@@ -199,10 +201,9 @@ class Stack:
     def adapter(self, row: int) -> dict[str, Tensor]:
         """One student's adapter in PEFT's names, copied to the CPU."""
         flat = self.weights[row].detach().cpu()
-        starts = [0, *self.ends[:-1]]
         return {
             name: flat[start:end].view(shape).clone()
-            for name, shape, start, end in zip(self.names, self.shapes, starts, self.ends, strict=True)
+            for name, shape, start, end in zip(self.names, self.shapes, self.starts, self.ends, strict=True)
         }
 
     def moments(self, row: int) -> dict[str, Tensor]:
@@ -500,7 +501,9 @@ class Fleet:
         ]
         if any(shape != shapes[0] for shape in shapes):
             raise ValueError("students of one fleet have one lora_rank, lora_alpha and lora_targets")
-        with self._fitted(waiting[0]) as stack:
+        with warnings.catch_warnings(), self._fitted(waiting[0]) as stack:
+            # Gradients are columns of one matrix on purpose: norms and moments of a student lie together.
+            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout")
             limit = min(self.students or self._fitting_students(stack), len(waiting))
             limit = math.ceil(len(waiting) / math.ceil(len(waiting) / limit))  # waves of like size
             seated, waiting, known = waiting[:limit], waiting[limit:], []
@@ -613,11 +616,7 @@ class Fleet:
         layers = list(self.model.get_decoder().layers)
         attention = layers[-1].self_attn
         self.output = attention.o_proj
-        quiet = warnings.catch_warnings()
         try:
-            quiet.__enter__()
-            # Gradients are columns of one matrix on purpose: norms and moments of a student lie together.
-            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout")
             attention.o_proj = nn.Identity()
             self.model.config._attn_implementation = choose_attention(self.model, self.packed)
             if self.compiled:
@@ -629,7 +628,6 @@ class Fleet:
         finally:
             self.model.config._attn_implementation = before
             attention.o_proj, self.output = self.output, None
-            quiet.__exit__(None, None, None)
             for layer in layers:
                 layer._compiled_call_impl = None
             stack.unwrap()

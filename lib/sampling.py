@@ -71,11 +71,11 @@ def sample(loaded: Loaded, prompts: Sequence[str], sampler: Sampler) -> Iterator
 def _generate(loaded: Loaded, ids: Sequence[Sequence[int]], sampler: Sampler, seed: int) -> list[list[int]]:
     import torch
 
-    from lib.decoding import decode
+    from lib.decoding import decode, plain_attention
 
     torch.manual_seed(seed)
     pad, end = loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id
-    with torch.inference_mode():
+    with torch.inference_mode(), plain_attention(loaded.model):
         choose = _chooser(sampler, len(ids))
         return decode(loaded.model, ids, pad, sampler.max_new_tokens, end, choose).tolist()
 
