@@ -242,6 +242,7 @@ def expand_sizes(sizes: str) -> tuple[Base, ...]:
 # --- stage configurations ---------------------------------------------------------------------
 
 MAX_SEED = 2**32 - 1  # numpy's and transformers' seeds end there
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")  # where loss curves can be followed
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the projections of a layer
 
 
@@ -251,9 +252,15 @@ def setting(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
     identity: bool = True,
+    unset: object = ...,
 ) -> typing.Any:
-    """A field with its allowed values; `identity=False` marks knobs that cannot change a result."""
-    return dataclasses.field(metadata={"low": low, "high": high, "choices": choices, "identity": identity})
+    """A field with its allowed values; `identity=False` marks knobs that cannot change a result.
+
+    At the value `unset` a field is left out of records: it came later than results that do without it.
+    """
+    return dataclasses.field(
+        metadata={"low": low, "high": high, "choices": choices, "identity": identity, "unset": unset}
+    )
 
 
 @dataclass(frozen=True)
@@ -289,6 +296,13 @@ class Generate:
     top_p: float = setting(low=0, high=1)
     list_tokens: int = setting(low=1)
     chunk: int = setting(low=1)
+    grammar: str = setting(choices=("off", "numbers"), unset="off")
+    stop_when_enough: bool = setting(unset=False)
+    backend: str = setting(choices=("auto", "transformers", "vllm"), identity=False, unset="auto")
+    gpu_memory: float = setting(low=0.1, high=0.98, identity=False, unset=0.9)
+    revision: str = setting(identity=False, unset="main")  # the base's own hash says which weights it was
+    dtype: str = setting(choices=("auto", "float32", "bfloat16"), identity=False, unset="auto")
+    gpus: int = setting(low=0, high=64, identity=False, unset=0)
     device: str = setting(choices=("auto", "cpu", "cuda"), identity=False)
 
 
@@ -314,6 +328,10 @@ class Finetune:
     trainer: str = setting(choices=("auto", "trl", "fleet"), identity=False)
     students: int = setting(low=0, identity=False)
     micro_batch: int = setting(low=0, identity=False)
+    report_to: str = setting(choices=TRACKERS, identity=False, unset="none")
+    revision: str = setting(identity=False, unset="main")  # the base's own hash says which weights it was
+    dtype: str = setting(choices=("auto", "float32", "bfloat16"), identity=False, unset="auto")
+    gpus: int = setting(low=0, high=64, identity=False, unset=0)
     device: str = setting(choices=("auto", "cpu", "cuda"), identity=False)
 
 
@@ -334,6 +352,11 @@ class Evaluate:
     top_p: float = setting(low=0, high=1)
     answer_tokens: int = setting(low=1)
     chunk: int = setting(low=1)
+    backend: str = setting(choices=("auto", "transformers", "vllm"), identity=False, unset="auto")
+    gpu_memory: float = setting(low=0.1, high=0.98, identity=False, unset=0.9)
+    revision: str = setting(identity=False, unset="main")  # the base's own hash says which weights it was
+    dtype: str = setting(choices=("auto", "float32", "bfloat16"), identity=False, unset="auto")
+    gpus: int = setting(low=0, high=64, identity=False, unset=0)
     device: str = setting(choices=("auto", "cpu", "cuda"), identity=False)
 
 
@@ -511,7 +534,7 @@ def study_overrides(study: str) -> dict[str, object]:
 
 # --- checking values ----------------------------------------------------------------------------
 
-KINDS = {int: "a whole number", float: "a number", str: "a text"}
+KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
 NUMBER_TEXT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
@@ -580,7 +603,7 @@ def _check_analysis(fields: Mapping[str, object]) -> None:
 def _checked(field: dataclasses.Field, value: object) -> object:
     value = _converted(field, value)
     kind = typing.cast(type, field.type)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
         if field.name == "size":
             parse_label(value)
         raise BadParameter(f"{field.name} must be {KINDS[kind]}, got {value!r} ({type(value).__name__})")

@@ -37,8 +37,11 @@ BEGUN = "begun.json"
 
 
 def config_record(config: Any) -> dict:
-    """Every field of a stage's config."""
-    return as_read_back({field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+    """Every field of a stage's config, but those at the value that means nothing was set."""
+    values = {field.name: (getattr(config, field.name), field) for field in dataclasses.fields(config)}
+    return as_read_back(
+        {name: value for name, (value, field) in values.items() if value != field.metadata.get("unset", ...)}
+    )
 
 
 def identity_record(config: Any) -> dict:
