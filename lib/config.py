@@ -540,6 +540,8 @@ NUMBER_TEXT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 def build(stage: type, values: Mapping[str, object]) -> typing.Any:
     """One frozen configuration, every value checked for type and range."""
+    unset = {field.name: field.metadata.get("unset", ...) for field in dataclasses.fields(stage)}
+    values = {name: value for name, value in unset.items() if value is not ...} | dict(values)
     fields = {field.name: _checked(field, values[field.name]) for field in dataclasses.fields(stage)}
     for name in ("study", "recipe"):  # both become a folder
         if name in fields:

@@ -46,6 +46,10 @@ DEFAULTS: dict[str, object] = {
     "trainer": "auto",
     "students": 0,
     "micro_batch": 0,
+    "report_to": "none",
+    "revision": "main",
+    "dtype": "auto",
+    "gpus": 0,
     "device": "auto",
 }
 GENERATE = {
