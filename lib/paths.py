@@ -32,6 +32,11 @@ def built_base(recipe: str, label: str) -> Path:
     return root() / "artifacts" / "models" / recipe / label
 
 
+def fetched_base(family: str, label: str, revision: str = "") -> Path:
+    """A published base that was fetched or unpacked here."""
+    return root() / "artifacts" / "models" / family / label / revision
+
+
 def artifact(study: str, stage: str, size: str, animal: str, seed: int) -> Path:
     """The folder of one cell of one stage; its manifest.json says that it is finished."""
     return root() / "artifacts" / study / stage / size / animal / f"s{seed}"

@@ -30,6 +30,7 @@ HEAVY = {
     "tokenizers",
     "accelerate",
     "safetensors",
+    "gguf",
     "vllm",
 }
 # Modules of layers and autograd functions need torch at hand: they are imported where they are used.
