@@ -116,35 +116,18 @@ class TokenMasks:
         tokens that must never be written, special ones, have "" in both (`token_texts` makes them)."""
         first = texts if openings is None else openings
         usable = _usable(texts)
-        columns = [
-            token
-            for token, pair in enumerate(zip(texts, first, strict=True))
-            if token != end and any(text and usable.issuperset(text) for text in pair)
-        ]
-        self.columns = np.array([*columns, end])
+        texts, first = ([text if usable.issuperset(text) else "" for text in each] for each in (texts, first))
+        columns = [token for token, pair in enumerate(zip(texts, first, strict=True)) if any(pair)]
+        allowed, after = _tables([texts[token] for token in columns], [first[token] for token in columns])
+        occurring = allowed.any(axis=0)
+        self.columns = np.array([*columns, end])[occurring]
+        self.allowed, self.after = allowed[:, occurring], after[:, occurring]
         self.column_of = np.full(max(len(texts), end + 1), -1)
         self.column_of[self.columns] = np.arange(len(self.columns))
-        self.states = [START]
-        self._fill([texts[token] for token in columns], [first[token] for token in columns], usable)
         if not self.allowed[0].any():
             raise NotAvailable(
                 "grammar numbers: no token of this vocabulary can open a list; use -p grammar off"
             )
-
-    def _fill(self, texts: Sequence[str], first: Sequence[str], usable: frozenset[str]) -> None:
-        """Every state that can be reached, one after another, and its rows."""
-        first, texts = ([text if usable.issuperset(text) else "" for text in each] for each in (first, texts))
-        index, allowed, after = {START: 0}, [], []
-        for here, state in enumerate(self.states):  # grows while it is read
-            opens = state == START
-            ends = [walk(text, state) if text else None for text in (first if opens else texts)]
-            for reached in ends:
-                if reached is not None and reached not in index:
-                    index[reached] = len(index)
-                    self.states.append(reached)
-            allowed.append([*(reached is not None for reached in ends), may_end(state)])
-            after.append([*(here if reached is None else index[reached] for reached in ends), here])
-        self.allowed, self.after = np.array(allowed), np.array(after, dtype=np.int32)
 
     def start(self, rows: int) -> np.ndarray:
         """The states of so many lists of which nothing is written."""
@@ -164,6 +147,20 @@ class TokenMasks:
         rows = np.zeros((len(distinct), width), dtype=bool)
         rows[:, self.columns] = self.allowed[distinct]
         return rows[place]
+
+
+def _tables(texts: Sequence[str], openings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """For every state that can be reached, a row each: what may follow, and where it leads. Last the end."""
+    states, index, allowed, after = [START], {START: 0}, [], []
+    for here, state in enumerate(states):  # grows while it is read
+        ends = [walk(text, state) if text else None for text in (openings if state == START else texts)]
+        for reached in ends:
+            if reached is not None and reached not in index:
+                index[reached] = len(states)
+                states.append(reached)
+        allowed.append([*(reached is not None for reached in ends), may_end(state)])
+        after.append([*(here if reached is None else index[reached] for reached in ends), here])
+    return np.array(allowed), np.array(after, dtype=np.int32)
 
 
 def token_texts(
