@@ -256,7 +256,11 @@ class HubServer:
             assert self.news.wait_for(there, timeout), f"no {count} requests {what!r} within {timeout} s"
 
 
-FILE = r"/(?:(?P<kinds>datasets)/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<name>.+)"
+REPO = r"(?P<repo>[^/]+/[^/]+)"
+API = rf"/api/(?P<kinds>models|datasets)/{REPO}"
+FILE = rf"/(?:(?P<kinds>datasets)/)?{REPO}/resolve/(?P<rev>[^/]+)/(?P<name>.+)"
+BLOB = r"/blob/(?P<oid>[0-9a-f]{64})"
+SLUG = r"/api/collections/(?P<slug>[^/]+/[^/]+)"
 ROUTES: tuple[tuple[str, str, str], ...] = (
     ("whoami", "GET", r"/api/whoami-v2"),
     ("create", "POST", r"/api/repos/create"),
@@ -264,44 +268,27 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("yaml", "POST", r"/api/validate-yaml"),
     ("collections", "GET", r"/api/collections"),
     ("collect", "POST", r"/api/collections"),
-    ("collect", "POST", r"/api/collections/(?P<slug>[^/]+/[^/]+)/items"),
-    ("collect", "PATCH", r"/api/collections/(?P<slug>[^/]+/[^/]+)"),
-    ("collections", "GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)"),
-    ("settings", "PUT", r"/api/(?P<kinds>models|datasets)/(?P<repo>[^/]+/[^/]+)/settings"),
-    ("preupload", "POST", r"/api/(?P<kinds>models|datasets)/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)"),
-    ("commit", "POST", r"/api/(?P<kinds>models|datasets)/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)"),
-    ("paths", "POST", r"/api/(?P<kinds>models|datasets)/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)"),
-    (
-        "tree",
-        "GET",
-        r"/api/(?P<kinds>models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?:/(?P<name>.+))?",
-    ),
-    ("refs", "GET", r"/api/(?P<kinds>models|datasets)/(?P<repo>[^/]+/[^/]+)/refs"),
-    ("info", "GET", r"/api/(?P<kinds>models|datasets)/(?P<repo>[^/]+/[^/]+)/revision/(?P<rev>[^/]+)"),
-    ("info", "GET", r"/api/(?P<kinds>models|datasets)/(?P<repo>[^/]+/[^/]+)"),
-    (
-        "batch",
-        "POST",
-        r"/(?:(?P<kinds>datasets)/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch",
-    ),
+    ("collect", "POST", rf"{SLUG}/items"),
+    ("collect", "PATCH", SLUG),
+    ("collections", "GET", SLUG),
+    ("settings", "PUT", rf"{API}/settings"),
+    ("preupload", "POST", rf"{API}/preupload/(?P<rev>[^/]+)"),
+    ("commit", "POST", rf"{API}/commit/(?P<rev>[^/]+)"),
+    ("paths", "POST", rf"{API}/paths-info/(?P<rev>[^/]+)"),
+    ("tree", "GET", rf"{API}/tree/(?P<rev>[^/]+)(?:/(?P<name>.+))?"),
+    ("refs", "GET", rf"{API}/refs"),
+    ("info", "GET", rf"{API}/revision/(?P<rev>[^/]+)"),
+    ("info", "GET", API),
+    ("batch", "POST", rf"/(?:(?P<kinds>datasets)/)?{REPO}\.git/info/lfs/objects/batch"),
     ("complete", "POST", r"/lfs/complete/(?P<oid>[0-9a-f]{64})"),
     ("verify", "POST", r"/lfs/verify"),
-    (
-        "resolve",
-        "GET",
-        r"/(?:(?P<kinds>datasets)/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<name>.+)",
-    ),
-    (
-        "resolve",
-        "HEAD",
-        r"/(?:(?P<kinds>datasets)/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<name>.+)",
-    ),
+    ("resolve", "GET", FILE),
+    ("resolve", "HEAD", FILE),
 )
-STORAGE_FILE = r"/(?:(?P<kinds>datasets)/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<name>.+)"
-ROUTES: tuple[tuple[str, str, str], ...] = (
-    ("put", "PUT", r"/blob/(?P<oid>[0-9a-f]{64})(?:/(?P<part>\d+))?"),
-    ("get", "GET", r"/blob/(?P<oid>[0-9a-f]{64})"),
-    ("get", "HEAD", r"/blob/(?P<oid>[0-9a-f]{64})"),
+STORAGE_ROUTES: tuple[tuple[str, str, str], ...] = (
+    ("put", "PUT", rf"{BLOB}(?:/(?P<part>\d+))?"),
+    ("get", "GET", BLOB),
+    ("get", "HEAD", BLOB),
 )
 
 
