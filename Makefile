@@ -17,7 +17,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 .PHONY: help study report bench smollm2 test lint format
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 study: $(READY) $(if $(filter smollm2%,$(STUDY)),$(SMOLLM2)) ## a whole study up to its report: STUDY=micro or any of params/, JOBS=chains at a time
 	@$(BIN)/python study.py $(STUDY) $(if $(JOBS),--jobs $(JOBS))
