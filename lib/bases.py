@@ -1,22 +1,25 @@
-"""Where a base model comes from: built here, unpacked from a package, or (soon) fetched from the Hub.
+"""Where a base model comes from: built here, unpacked from a package, or fetched from the Hub.
 
 Models layer. Answers with a folder that transformers and vLLM load as it is, and with the manifest that a
 run's lineage starts from. Loads no weights onto any device; who loads them is lib.models.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import os
+import re
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import files, paths, store, unpacking
+from lib import downloads, files, paths, store, unpacking
 from lib.config import Base, parse_label, setting
-from lib.errors import BadParameter, NotAvailable
+from lib.errors import BadParameter, DamagedFile
 
 DEFAULT_REVISION = "main"
+LISTING = "files.json"
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,7 @@ def prepare_base(label: str, recipe: str, revision: str = DEFAULT_REVISION) -> s
         return base_manifest(label, recipe, revision)
     if base.family.name == "smollm2":
         return _unpack(base, revision)
-    raise NotAvailable(
-        f"{base.family.title} {base.size.name} cannot be loaded by this version yet; "
-        "the micro ladder can: choose a size such as 64k, 166k or 368k"
-    )
+    return _fetch(base, revision)
 
 
 def _how_to_build(label: str, recipe: str) -> str:
@@ -77,6 +77,8 @@ def _how_to_build(label: str, recipe: str) -> str:
 def _folder_name(base: Base, revision: str) -> str:
     """The folder of one revision; what comes in a package has the package's version alone."""
     if base.family.name == "qwen":
+        if not re.fullmatch(r"[A-Za-z0-9][\w./-]*", revision):
+            raise BadParameter(f"revision must be a branch, a tag or a commit, got {revision!r}")
         return revision.replace("/", "--")
     if revision != DEFAULT_REVISION:
         raise BadParameter(
@@ -104,6 +106,80 @@ def _unpack(base: Base, revision: str) -> store.Manifest:
         print(f"unpacking {base.family.title} {base.label} (once; seconds)", flush=True)
         written = unpacking.unpack(gguf, folder, base.size)
         return run.finish(written, {"parameters": base.size.params, "gguf": gguf.name})
+
+
+# --- from the Hub -----------------------------------------------------------------------------
+
+
+def _fetch(base: Base, revision: str) -> store.Manifest:
+    """A base from the Hub: resolved to a commit and checked whole at the first use, pinned from then on.
+
+    Its folder holds the list of its files with their hashes, which is what lineages pin, and links to them
+    in the Hub's cache. Later uses ask nobody unless a file is gone or cut short; only that is fetched again.
+    Deleting the folder lets go of the commit.
+    """
+    folder = base_folder(base.label, "", revision)
+    if store.read_manifest(folder) is None:
+        with alone(folder, f"{base.label} is being fetched"):
+            run = store.open_run(folder, Fetch(base.size.name, base.size.source, revision), {})
+            if run.manifest is None:  # else it is somebody else's work, while this process waited
+                return _fetch_first(base, revision, run)
+    manifest = store.load_finished(folder, "")
+    if _broken_files(folder):
+        with alone(folder, f"{base.label} is being mended"):
+            _mend(base, folder, manifest)
+    return manifest
+
+
+def _fetch_first(base: Base, revision: str, run: store.Run) -> store.Manifest:
+    snapshot = downloads.resolve(base.size.source, revision)
+    total = sum(each.size for each in snapshot.files)
+    print(
+        f"{base.label}: {snapshot.source} at commit {snapshot.commit[:12]}, {len(snapshot.files)} files, "
+        f"{total / 1e9:.2f} GB",
+        flush=True,
+    )
+    hashes = downloads.fetch(snapshot)
+    listed = [
+        {"name": each.name, "size": each.size, "sha256": hashes[each.name]}
+        for each in sorted(snapshot.files, key=lambda each: each.name)
+    ]
+    files.write_json(run.folder / LISTING, {"source": snapshot.source, "files": listed})
+    _link(run.folder, snapshot)
+    # The commit stays out of the identity: one that changed only the card holds the same model.
+    return run.finish([LISTING], {"commit": snapshot.commit, "bytes": total, "files": len(listed)})
+
+
+def _listed(folder: Path) -> tuple[downloads.RemoteFile, ...]:
+    rows = files.read_json(folder / LISTING)["files"]
+    return tuple(downloads.RemoteFile(row["name"], row["size"], row["sha256"]) for row in rows)
+
+
+def _broken_files(folder: Path) -> list[downloads.RemoteFile]:
+    return downloads.find_broken(folder, _listed(folder))
+
+
+def _mend(base: Base, folder: Path, manifest: store.Manifest) -> None:
+    """Fetch what is gone from the cache or cut short, of the same commit, and link to it again."""
+    broken = _broken_files(folder)
+    if broken:  # else another process has mended it
+        names = ", ".join(each.name for each in broken)
+        print(f"{base.label}: {names} missing or cut short in the Hub's cache, fetching again", flush=True)
+        snapshot = downloads.Snapshot(base.size.source, manifest.counts["commit"], _listed(folder))
+        downloads.fetch(dataclasses.replace(snapshot, files=tuple(broken)))
+        _link(folder, snapshot)
+    left = _broken_files(folder)
+    if left:
+        raise DamagedFile(f"{folder / left[0].name} cannot be mended; delete {folder} and run again")
+
+
+def _link(folder: Path, snapshot: downloads.Snapshot) -> None:
+    """One folder that transformers and vLLM can load, without a second copy of the weights."""
+    with files.storage_errors(folder):
+        for each in snapshot.files:
+            link = folder / each.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(snapshot.path(each.name))
 
 
 # --- one process at a time --------------------------------------------------------------------

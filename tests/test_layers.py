@@ -31,6 +31,7 @@ HEAVY = {
     "accelerate",
     "safetensors",
     "gguf",
+    "huggingface_hub",
     "vllm",
 }
 # Modules of layers and autograd functions need torch at hand: they are imported where they are used.
@@ -50,7 +51,7 @@ FOREIGN = {
 
 def layers() -> dict[str, tuple[int, str, int]]:
     """module -> (level, layer, place in it), as lib's own docstring tells."""
-    rows = re.findall(r"^(\d) (\w+): (.+)$", lib.__doc__, flags=re.MULTILINE)
+    rows = re.findall(r"^(\d) (\w+): (.+(?:\n  .+)*)$", lib.__doc__, flags=re.MULTILINE)
     return {
         module: (int(level), layer, place)
         for level, layer, modules in rows
