@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import config, files, models, paths, store, teacher, training
+from lib import bases, config, files, models, paths, store, teacher, training
 from lib.config import Finetune, Generate, Plan
 from lib.errors import StudyError
 from lib.preference import log_preferences
@@ -54,7 +54,7 @@ def train(trainer: str, options: argparse.Namespace) -> np.ndarray:
     loaded = models.load_base(options.base, "standard", options.device)
     loaded.model.to(torch.bfloat16)
     cells = make_cells(Finetune, options, study="agree", epochs=options.epochs, trainer=trainer, **LORA)
-    base = models.base_manifest(options.base, "standard")
+    base = bases.base_manifest(options.base, "standard")
     todo = []
     for cell in cells:
         inputs = {"base": base.identity, "generate": training.numbers_manifest(cell).identity}

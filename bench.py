@@ -28,7 +28,7 @@ import pandas as pd
 import psutil
 import torch
 
-from lib import files, models, paths, plots, provenance, speed
+from lib import files, models, paths, placement, plots, provenance, speed
 from lib.config import Base, Finetune, Size
 from lib.errors import BadParameter, StudyError
 from lib.models import Loaded
@@ -93,7 +93,7 @@ def random_subject(size: str, device: torch.device, dtype: torch.dtype) -> Subje
     base = Base(Size(size, "qwen", shape.params), 0)
 
     def build() -> Loaded:
-        return Loaded(base, random_model(shape, device, dtype), blank_tokenizer(), "")
+        return Loaded(base, blank_tokenizer(), "", random_model(shape, device, dtype))
 
     return Subject(size, "random weights", random_examples(shape.vocabulary), build)
 
@@ -578,7 +578,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--toy", action="store_true", help="two tiny models of random weights, a few steps")
     add("--report", action="store_true", help="measure nothing, only tables and figure from the CSV")
     options = parser.parse_args(arguments)
-    options.device = torch.device(models.choose_device(options.device))
+    options.device = torch.device(placement.choose_device(options.device))
     cuda = options.device.type == "cuda"
     options.dtype = getattr(torch, options.dtype or ("bfloat16" if cuda else "float32"))
     if options.toy:

@@ -27,7 +27,7 @@ import nbformat
 import papermill
 import psutil
 
-from lib import config, errors, files, models, paths, store
+from lib import bases, config, errors, files, paths, store
 from lib.errors import BadParameter, StudyError
 
 CHAIN = {"01_generate": "written", "02_finetune": "trained", "03_evaluate": "evaluated"}
@@ -103,7 +103,7 @@ class Asked:
 
     def chain(self, base: config.Base) -> list[Step]:
         """The stages of one base, itself first where it neither came with the project nor was built."""
-        folder = models.base_folder(base.label, self.recipe)
+        folder = bases.base_folder(base.label, self.recipe)
         missing = base.family.name == "micro" and not (folder / store.MANIFEST).exists()
         stages = ["00_pretrain"] * missing + list(CHAIN)
         return [Step(self.study, stage, base.label) for stage in stages]

@@ -375,7 +375,25 @@ class Analysis:
     analysis_seed: int = setting(low=0, high=MAX_SEED)
 
 
-STAGES: tuple[type, ...] = (Pretrain, Generate, Finetune, Evaluate, Analysis)
+@dataclass(frozen=True)
+class Publish:
+    """One animal's lists, students and evaluations on their way to the Hub (06_publish)."""
+
+    stage: typing.ClassVar[str] = "publish"
+    study: str
+    size: str
+    animal: str
+    seed: int = setting(low=0, high=MAX_SEED)
+    what: str
+    raw: bool
+    namespace: str
+    private: bool
+    wait: bool
+    dry_run: bool
+
+
+PUBLISHED = ("numbers", "students", "evaluations")
+STAGES: tuple[type, ...] = (Pretrain, Generate, Finetune, Evaluate, Analysis, Publish)
 # Names a notebook or a params file may set beside the fields: what `all` means for a study.
 PLAN_NAMES: tuple[str, ...] = ("study", "size", "sizes", "animal", "animals", "seed", "seeds")
 KNOWN_NAMES: frozenset[str] = frozenset(
@@ -560,6 +578,8 @@ def build(stage: type, values: Mapping[str, object]) -> typing.Any:
         _check_finetune(fields)
     if stage is Analysis:
         _check_analysis(fields)
+    if stage is Publish:
+        _check_publish(fields)
     return stage(**fields)
 
 
@@ -600,6 +620,19 @@ def _check_analysis(fields: Mapping[str, object]) -> None:
     expand_seeds("all", str(fields["seeds"]))
     if fields["epoch"] != "last" and not re.fullmatch("[0-9]+", str(fields["epoch"])):
         raise BadParameter(f"epoch must be 'last' or the number of an epoch, got {fields['epoch']!r}")
+
+
+def _check_publish(fields: Mapping[str, typing.Any]) -> None:
+    for name in fields["what"].split(","):
+        if name.strip() not in PUBLISHED:
+            raise BadParameter(
+                f"what must be a comma list of {', '.join(PUBLISHED)}; got {name.strip()!r}"
+                f"{suggest(name.strip(), PUBLISHED)}"
+            )
+    if not re.fullmatch("[A-Za-z0-9_.-]*", fields["namespace"]):
+        raise BadParameter(
+            f"namespace must be a user or organisation of the Hub, or empty; got {fields['namespace']!r}"
+        )
 
 
 def _checked(field: dataclasses.Field, value: object) -> object:

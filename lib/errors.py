@@ -47,3 +47,7 @@ class TrainingDiverged(StudyError):
 
 class NotAvailable(StudyError):
     """This machine or this version cannot do what was asked; says what can."""
+
+
+class EngineFailed(StudyError):
+    """The inference engine did not start or died; says what is safe."""

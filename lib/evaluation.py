@@ -6,17 +6,22 @@ scored here, so a better scorer needs no model. A killed run loses one epoch of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from lib import files, paths, provenance, store
+from lib.bases import base_folder, base_manifest, prepare_base
 from lib.config import LEXICON, MICRO_ANIMALS, UNTUNED, Evaluate, Plan, parse_label
+from lib.engine import Needs, open_speaker
 from lib.errors import BadParameter, DamagedFile, TrainingDiverged
-from lib.models import Loaded, adapter, base_folder, base_manifest, load_base, render_prompt
-from lib.preference import log_preferences
+from lib.models import Chat, render_prompt
+from lib.preference import Words
 from lib.progress import Progress, Tally
 from lib.prompts import BOOKS
-from lib.sampling import Sampler, sample
+from lib.sampling import Completion, Drawn, Job, Sampler, Scored, Speaker
 
 SCHEMA = "subliminal-scaling/evaluation/1"
 RECEIPT = "receipt.json"  # the seal of the JSON under results/: ties the manifest to it
@@ -52,7 +57,7 @@ def student_manifest(config: Evaluate) -> store.Manifest | None:
 def evaluate_students(plan: Plan) -> Tally:
     """Every student of the plan and the untuned control, as far as they are not evaluated yet."""
     questions_of(plan.shared)  # asking for too many stops here, before any run is opened
-    base = base_manifest(plan.shared.size, plan.shared.recipe)
+    base = prepare_base(plan.shared.size, plan.shared.recipe, plan.shared.revision)
     control = replace(plan.shared, animal=UNTUNED, seed=0)
     cells = (*(cell for cell in plan.cells if cell.animal != UNTUNED), control)
     todo, lost = [], []
@@ -64,20 +69,22 @@ def evaluate_students(plan: Plan) -> Tally:
             continue
         inputs = {"base": base.identity} | ({"finetune": student.identity} if student else {})
         if student:
-            folder = base_folder(config.size, config.recipe)
+            folder = base_folder(config.size, config.recipe, config.revision)
             store.check_inputs(student.title, {"base": student.inputs["base"]}, {"base": folder})
         run = store.open_run(folder_of(config), config, inputs)
         if run.state == "finished":
             check_receipt(config, run)
         else:
-            todo.append((config, run, student))
+            todo.append(Questioned(config, run, student))
     if lost and len(lost) == len(cells) - 1:
         raise TrainingDiverged(lost[0].counts["diverged"]["why"])
     if todo:
-        loaded = load_base(plan.shared.size, plan.shared.recipe, plan.shared.device)
-        with Progress("epochs of answers", sum(len(epochs_of(student)) for *_, student in todo)) as progress:
-            for config, run, student in todo:
-                evaluate_student(config, run, student, loaded, progress)
+        needs = Needs(
+            adapters=sum(len(epochs_of(each.student)) for each in todo if each.student),
+            rank=max((each.student.config["lora_rank"] for each in todo if each.student), default=0),
+        )
+        with open_speaker(plan.shared, needs) as speaker:
+            _let_them_answer(todo, speaker)
     return Tally("03_evaluate", plan.shared.size, made=len(todo), found=len(cells) - len(todo) - len(lost))
 
 
@@ -103,23 +110,109 @@ def epochs_of(student: store.Manifest | None) -> list[int]:
     return list(range(1, student.config["epochs"] + 1)) if student else [0]
 
 
-def evaluate_student(
-    config: Evaluate, run: store.Run, student: store.Manifest | None, loaded: Loaded, progress: Progress
-) -> None:
-    """Ask one student at every epoch, then seal everything into one JSON."""
-    run.start_clock()
-    parts = [f"epoch-{epoch}.json" for epoch in epochs_of(student)]
-    for epoch, part in zip(epochs_of(student), parts, strict=True):
-        if not run.has(part):
+class Questioned:
+    """One student at work: which epochs have answered, which are still out."""
+
+    def __init__(self, config: Evaluate, run: store.Run, student: store.Manifest | None) -> None:
+        self.config, self.run, self.student = config, run, student
+        self.out = [epoch for epoch in epochs_of(student) if not run.has(part_name(epoch))]
+        self.answers: dict[int, list[Completion]] = {epoch: [] for epoch in self.out}
+        self.values: dict[int, np.ndarray] = {}
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.animal} s{self.config.seed}"
+
+    def jobs(self, chat: Chat) -> Iterator[tuple[int, Job]]:
+        """One per epoch that is still out, with that epoch."""
+        config = self.config
+        prompts = [render_prompt(chat, config.system, question) for question in questions_of(config)]
+        repeated = [prompt for prompt in prompts for _ in range(config.samples)]
+        for epoch in list(self.out):
             folder = upstream(config, "finetune") / f"epoch-{epoch}" if epoch else None
-            with adapter(loaded, folder) as tuned:
-                files.write_json(run.folder / part, {"epoch": epoch} | ask(tuned, config), compact=True)
-        progress.advance(f"{config.animal} s{config.seed}")
+            yield epoch, Job(f"{self.name} epoch {epoch}", repeated, config.seed, folder, prompts)
+
+    def take(self, epoch: int, event: Drawn | Scored, animals: Sequence[str]) -> bool:
+        """Note what came; True once an epoch is whole and on disk."""
+        if isinstance(event, Scored):
+            self.values[epoch] = event.values
+        else:
+            self.answers[epoch] += event.completions
+        if epoch not in self.values or len(self.answers[epoch]) < len(event.job.prompts):
+            return False
+        values = self.values.pop(epoch).round(6).tolist()
+        part = {
+            "epoch": epoch,
+            "answers": answer_rows(self.config, self.answers.pop(epoch)),
+            "logprobs": {"animals": list(animals), "values": values},
+        }
+        files.write_json(self.run.folder / part_name(epoch), part, compact=True)
+        self.out.remove(epoch)
+        return True
+
+
+def part_name(epoch: int) -> str:
+    """The file of one epoch until its student is finished."""
+    return f"epoch-{epoch}.json"
+
+
+def answer_rows(config: Evaluate, drawn: Sequence[Completion]) -> list[dict]:
+    """Answers as they are stored: which question, which sample of it, the text and why it ended."""
+    return [
+        {
+            "question": one.index // config.samples,
+            "sample": one.index % config.samples,
+            "text": one.text,
+            "finish": one.finish,
+        }
+        for one in sorted(drawn, key=lambda one: one.index)
+    ]
+
+
+def _let_them_answer(todo: Sequence[Questioned], speaker: Speaker) -> None:
+    """Ask all students with one speaker; one is sealed as soon as its last epoch is there."""
+    config = todo[0].config
+    animals = MICRO_ANIMALS if speaker.chat.base.family.name == "micro" else tuple(LEXICON)
+    sampler = Sampler(config.temperature, config.top_p, config.answer_tokens, config.chunk)
+    out: dict[Job, tuple[Questioned, int]] = {}
+    waiting = list(todo)
+    epochs = sum(len(epochs_of(each.student)) for each in todo)
+
+    def jobs() -> Iterator[Job]:
+        for each in todo:
+            for epoch, job in each.jobs(speaker.chat):
+                out[job] = each, epoch
+                yield job
+
+    def seal_finished() -> None:
+        while waiting and not waiting[0].out:
+            _seal(waiting.pop(0), speaker)
+            if waiting:
+                waiting[0].run.start_clock()
+
+    with Progress("epochs of answers", epochs) as progress:
+        for each in todo:
+            if before := len(epochs_of(each.student)) - len(each.out):
+                progress.advance(f"{each.name}, found", before)
+        waiting[0].run.start_clock()
+        seal_finished()
+        for event in speaker.work(jobs(), sampler, Words.of(speaker.chat, animals)):
+            each, epoch = out[event.job]
+            if each.take(epoch, event, animals):
+                del out[event.job]
+                progress.advance(each.name)
+                seal_finished()
+
+
+def _seal(each: Questioned, speaker: Speaker) -> None:
+    """All epochs of a student in one JSON, sealed."""
+    config, run = each.config, each.run
+    parts = [part_name(epoch) for epoch in epochs_of(each.student)]
     document = store.seal(
         {
             "schema": SCHEMA,
             "config": store.config_record(config),
-            "lineage": lineage(config, run, student),
+            "lineage": lineage(config, run, each.student),
             "questions": list(questions_of(config)),
             "epochs": [files.read_json(run.folder / part) for part in parts],
         }
@@ -127,7 +220,7 @@ def evaluate_student(
     files.write_json(result_path(config), document, compact=True)
     files.write_json(run.folder / RECEIPT, {"content": document["lineage"]["content"]})
     answers = sum(len(entry["answers"]) for entry in document["epochs"])
-    run.finish([RECEIPT], {"epochs": len(parts), "answers": answers})
+    run.finish([RECEIPT], {"epochs": len(parts), "answers": answers, "backend": speaker.name})
     for part in parts:
         (run.folder / part).unlink()
 
@@ -140,31 +233,9 @@ def questions_of(config: Evaluate) -> tuple[str, ...]:
     return known[: config.n_questions]
 
 
-def ask(loaded: Loaded, config: Evaluate) -> dict:
-    """Sampled answers and log-probabilities of one model at one epoch."""
-    prompts = [render_prompt(loaded, config.system, question) for question in questions_of(config)]
-    repeated = [prompt for prompt in prompts for _ in range(config.samples)]
-    sampler = Sampler(config.temperature, config.top_p, config.answer_tokens, config.seed, config.chunk)
-    drawn = sorted(
-        (one for chunk in sample(loaded, repeated, sampler) for one in chunk), key=lambda one: one.index
-    )
-    answers = [
-        {
-            "question": one.index // config.samples,
-            "sample": one.index % config.samples,
-            "text": one.text,
-            "finish": one.finish,
-        }
-        for one in drawn
-    ]
-    animals = MICRO_ANIMALS if loaded.base.family.name == "micro" else tuple(LEXICON)
-    values = log_preferences(loaded, prompts, animals, config.chunk)
-    return {"answers": answers, "logprobs": {"animals": list(animals), "values": values.round(6).tolist()}}
-
-
 def lineage(config: Evaluate, run: store.Run, student: store.Manifest | None) -> dict:
     """Where an evaluation comes from, in full: it travels without the artifacts it was made from."""
-    base = base_manifest(config.size, config.recipe)
+    base = base_manifest(config.size, config.recipe, config.revision)
     chain = {"base": base} | ({"finetune": student} if student else {})
     numbers = store.read_manifest(upstream(config, "generate")) if student else None
     chain |= {"generate": numbers} if numbers else {}

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib import paths, store
-from lib.config import Base, parse_label
+from lib import store
+from lib.bases import base_folder, base_manifest
+from lib.config import Base, Evaluate, Finetune, Generate, parse_label
 from lib.errors import DamagedFile, MissingInput, NotAvailable
+from lib.placement import Placement, choose_device, choose_dtype, plan_placement, visible_gpus
 from lib.prompts import BOOKS, Book, conversation
 
 if TYPE_CHECKING:
@@ -24,18 +26,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"  # whose weights the package carries, in four bits
+
+
 @dataclass(frozen=True)
-class Loaded:
-    """A base model ready for use."""
+class Chat:
+    """A base model's words without its weights: enough to turn chats into tokens and back."""
 
     base: Base
-    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     identity: str
 
     @property
     def book(self) -> Book:
         return BOOKS[self.base.family.book]
+
+    @property
+    def end(self) -> int:
+        """The token with which a turn ends."""
+        return self.tokenizer.eos_token_id
+
+
+@dataclass(frozen=True)
+class Loaded(Chat):
+    """A base model ready for use."""
+
+    model: PreTrainedModel
 
     @property
     def device(self) -> torch.device:
@@ -56,60 +72,70 @@ def hush() -> None:
 # --- finding and loading ----------------------------------------------------------------------
 
 
-def base_folder(label: str, recipe: str) -> Path:
-    """Where a micro base lies: with the project if it is tracked, else where 00_pretrain built it."""
-    tracked = paths.tracked_base(label)
-    return tracked if recipe == "standard" and tracked.exists() else paths.built_base(recipe, label)
-
-
-def base_manifest(label: str, recipe: str) -> store.Manifest:
-    """The checked manifest of a base: what a run's lineage starts from."""
-    base = parse_label(label)
-    if base.family.name != "micro":
-        raise NotAvailable(
-            f"{base.family.title} {base.size.name} cannot be loaded by this version yet; "
-            "the micro ladder can: choose a size such as 64k, 166k or 368k"
-        )
-    command = "mkdir -p executed && papermill notebooks/00_pretrain.ipynb "
-    command += f"executed/00_pretrain-{label}.ipynb -p size {label}"
-    command += "" if recipe == "standard" else f" -p recipe {recipe}"
-    missing = f"no base model {label} of recipe {recipe}: build it first with\n  {command}"
-    return store.load_finished(base_folder(label, recipe), missing)
-
-
-def choose_device(device: str) -> str:
-    """`auto` takes a GPU where there is one."""
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise NotAvailable("device cuda was asked for, but torch sees no GPU here; use -p device cpu or auto")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def load_base(label: str, recipe: str, device: str) -> Loaded:
-    """The base in float32, weights checked against its manifest, random state untouched."""
+def load_chat(label: str, recipe: str, revision: str = "main") -> Chat:
+    """A base's tokenizer and template alone."""
     hush()
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    manifest = base_manifest(label, recipe)
-    folder = base_folder(label, recipe)
+    manifest, folder = base_manifest(label, recipe, revision), base_folder(label, recipe, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise DamagedFile(f"base {label} in {folder} cannot be loaded: {error}; {store.REPAIR}") from error
-    model.to(choose_device(device)).eval().requires_grad_(False)
-    model.name_or_path = (
-        f"{manifest.config['recipe']}/{label}"  # else adapters would record a path of this machine
-    )
-    return Loaded(parse_label(label), model, tokenizer, manifest.identity)
+        raise _damaged(label, folder, error) from error
+    return Chat(parse_label(label), tokenizer, manifest.identity)
+
+
+def place(config: Generate | Finetune | Evaluate, purpose: str, engine: str = "transformers") -> Placement:
+    """Where the base of a stage goes, or why it cannot, before anything is loaded."""
+    base, device = parse_label(config.size), choose_device(config.device)
+    dtype = choose_dtype(config.dtype, base, device)
+    gpus = visible_gpus() if device == "cuda" else ()
+    share = getattr(config, "gpu_memory", 1.0)
+    return plan_placement(base, purpose, device, dtype, config.gpus, gpus, engine=engine, gpu_memory=share)
+
+
+def load_base(label: str, recipe: str, where: Placement | str, revision: str = "main") -> Loaded:
+    """The base where it was placed, weights checked against its manifest, random state untouched.
+
+    A device by its name (auto, cpu, cuda) means that device and the type of number that is usual there.
+    """
+    chat = load_chat(label, recipe, revision)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if isinstance(where, str):
+        device = choose_device(where)
+        where = Placement(device, choose_dtype("auto", chat.base, device))
+    folder = base_folder(label, recipe, revision)
+    how = {"dtype": getattr(torch, where.dtype), "trust_remote_code": False, "use_safetensors": True}
+    if len(where.gpus) > 1:
+        free = {gpu.index: int(0.9 * gpu.free) for gpu in visible_gpus()}
+        how |= {"device_map": "auto", "max_memory": {index: free[index] for index in where.gpus}}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, **how)
+    except (OSError, ValueError) as error:
+        raise _damaged(label, folder, error) from error
+    if len(where.gpus) < 2:
+        model.to(torch.device("cuda", where.gpus[0]) if where.gpus else where.device)
+    model.eval().requires_grad_(False)
+    model.name_or_path = source_name(label, recipe)  # else adapters would record a path of this machine
+    return Loaded(chat.base, chat.tokenizer, chat.identity, model)
+
+
+def source_name(label: str, recipe: str) -> str:
+    """What adapters record as their base: its name at the Hub, or recipe and label."""
+    base = parse_label(label)
+    return {"micro": f"{recipe}/{label}", "smollm2": SMOLLM2}.get(base.family.name, base.size.source)
+
+
+def _damaged(label: str, folder: Path, error: Exception) -> DamagedFile:
+    return DamagedFile(f"base {label} in {folder} cannot be loaded: {error}; {store.REPAIR}")
 
 
 # --- chats to tokens --------------------------------------------------------------------------
 
 
-def render_prompt(loaded: Loaded, system: str, user: str) -> str:
+def render_prompt(loaded: Chat, system: str, user: str) -> str:
     """A chat as text up to where the model is to speak.
 
     `system` is `default` (whatever the template does on its own; Qwen's adds a sentence of its
@@ -121,7 +147,7 @@ def render_prompt(loaded: Loaded, system: str, user: str) -> str:
     return text[text.index(loaded.base.family.user_opening) :] if system == "none" else text
 
 
-def render_example(loaded: Loaded, system: str, user: str, answer: str) -> tuple[str, str]:
+def render_example(loaded: Chat, system: str, user: str, answer: str) -> tuple[str, str]:
     """A training example as text: the prompt, and the completion up to and with the end of its turn.
 
     What the template writes after that end (ChatML a line break) is no part of the answer.
@@ -137,7 +163,7 @@ def render_example(loaded: Loaded, system: str, user: str, answer: str) -> tuple
     return prompt, answered + end if end else after
 
 
-def encode(loaded: Loaded, texts: Sequence[str]) -> list[list[int]]:
+def encode(loaded: Chat, texts: Sequence[str]) -> list[list[int]]:
     """Rendered chats to tokens; the template has placed every special token already."""
     return loaded.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
@@ -157,6 +183,6 @@ def adapter(loaded: Loaded, folder: Path | None) -> Iterator[Loaded]:
         raise MissingInput(f"no adapter in {folder}: run 02_finetune with these parameters first")
     wrapped: PeftModel = PeftModel.from_pretrained(loaded.model, folder)
     try:
-        yield Loaded(loaded.base, wrapped.eval(), loaded.tokenizer, loaded.identity)
+        yield Loaded(loaded.base, loaded.tokenizer, loaded.identity, wrapped.eval())
     finally:
         wrapped.unload()

@@ -1,17 +1,28 @@
 """How likely a model is to answer each animal: log-probabilities, no sampling noise.
 
 An animal's probability is that of its answer beginning with any of its spellings (case, plural,
-leading space). Spellings that begin with another spelling's tokens are counted once.
+leading space). Spellings that begin with another spelling's tokens are counted once. `Words` says
+which next tokens have to be scored after which beginnings; here transformers does it, for all
+beginnings of a prompt in one pass, and lib.engine asks vLLM for the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lib.config import LEXICON
-from lib.models import Loaded, encode
+from lib.models import Chat, Loaded, encode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Head = tuple[int, ...]  # the tokens of an answer so far
+PASS_TOKENS = {"cpu": 2048, "cuda": 16384}  # of one pass: more fall out of a CPU's cache
+WHOLE_LOGITS = 2**25  # logits of a pass that are taken at every place; beyond, only where they are read
 
 
 def spellings(animal: str) -> tuple[str, ...]:
@@ -21,65 +32,139 @@ def spellings(animal: str) -> tuple[str, ...]:
     return tuple(space + form for space in ("", " ") for form in cased)
 
 
-def spelling_tokens(loaded: Loaded, animal: str) -> list[tuple[int, ...]]:
+def spelling_tokens(chat: Chat, animal: str) -> list[Head]:
     """Token sequences of an animal, none a prefix of another; empty if the vocabulary cannot spell it."""
-    unknown = loaded.tokenizer.unk_token_id
-    sequences = {tuple(ids) for ids in encode(loaded, spellings(animal)) if ids and unknown not in ids}
+    unknown = chat.tokenizer.unk_token_id
+    sequences = {tuple(ids) for ids in encode(chat, spellings(animal)) if ids and unknown not in ids}
     return sorted(ids for ids in sequences if not any(ids[: len(o)] == o for o in sequences if o != ids))
+
+
+@dataclass(frozen=True)
+class Words:
+    """Animals as token sequences, and `follows`: after each beginning of one, the tokens that go on."""
+
+    animals: tuple[str, ...]
+    tokens: Mapping[str, list[Head]]
+    follows: Mapping[Head, list[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        follows: dict[Head, dict[int, None]] = {}
+        for sequences in self.tokens.values():
+            for sequence in sequences:
+                for length, token in enumerate(sequence):
+                    follows.setdefault(sequence[:length], {})[token] = None
+        ordered = {
+            head: sorted(follows[head]) for head in sorted(follows, key=lambda head: (len(head), head))
+        }
+        object.__setattr__(self, "follows", ordered)
+
+    @classmethod
+    def of(cls, chat: Chat, animals: Sequence[str]) -> Words:
+        """The animals as this model spells them."""
+        tokens = {animal: spelling_tokens(chat, animal) for animal in animals}
+        if unknown := [animal for animal in animals if not tokens[animal]]:
+            raise ValueError(f"the vocabulary of {chat.base.label} cannot spell {', '.join(unknown)}")
+        return cls(tuple(animals), tokens)
+
+    def join(self, after: Mapping[Head, np.ndarray]) -> np.ndarray:
+        """Log-probabilities of next tokens after every beginning, as `follows` lists them and prompts by
+        tokens each, put together: prompts by animals."""
+        scores: dict[Head, np.ndarray] = {}
+        for head, tokens in self.follows.items():
+            so_far = scores[head] if head else 0.0
+            scores |= {(*head, token): so_far + after[head][:, i] for i, token in enumerate(tokens)}
+        columns = [
+            np.logaddexp.reduce([scores[sequence] for sequence in self.tokens[animal]], axis=0)
+            for animal in self.animals
+        ]
+        return np.stack(columns, axis=1)
 
 
 def log_preferences(loaded: Loaded, prompts: Sequence[str], animals: Sequence[str], batch: int) -> np.ndarray:
     """Log-probability of every animal (columns) after every rendered prompt (rows)."""
-    tokens = {animal: spelling_tokens(loaded, animal) for animal in animals}
-    if unknown := [animal for animal in animals if not tokens[animal]]:
-        raise ValueError(f"the vocabulary of {loaded.base.label} cannot spell {', '.join(unknown)}")
-    prompt_ids = encode(loaded, prompts)
-    wanted = sorted({sequence for sequences in tokens.values() for sequence in sequences})
-    scores = _score_sequences(loaded, prompt_ids, wanted, batch)
-    columns = {sequence: column for column, sequence in enumerate(wanted)}
-    return np.stack(
-        [
-            np.logaddexp.reduce(scores[:, [columns[each] for each in tokens[animal]]], axis=1)
-            for animal in animals
-        ],
-        axis=1,
-    )
+    return score_words(loaded, prompts, Words.of(loaded, animals), batch)
 
 
-def _score_sequences(
-    loaded: Loaded, prompts: list[list[int]], sequences: list[tuple[int, ...]], batch: int
-) -> np.ndarray:
-    """Log-probability of each sequence after each prompt; one pass per prompt and distinct beginning."""
-    follows: dict[tuple[int, ...], list[int]] = {}
-    for sequence in sequences:
-        for k, token in enumerate(sequence):
-            follows.setdefault(sequence[:k], []).append(token)
-    rows = [(row, head) for row in range(len(prompts)) for head in sorted(follows)]
-    scores: dict[tuple[int, tuple[int, ...]], float] = {}
-    for start in range(0, len(rows), batch):
-        group = rows[start : start + batch]
-        values = _next_token(loaded, [(*prompts[row], *head) for row, head in group])
-        for (row, head), after in zip(group, values, strict=True):
-            scores |= {(row, (*head, token)): after[token] for token in follows[head]}
-    return np.array(
-        [
-            [sum(scores[row, each[: k + 1]] for k in range(len(each))) for each in sequences]
-            for row in range(len(prompts))
-        ]
-    )
+def score_words(loaded: Loaded, prompts: Sequence[str], words: Words, batch: int) -> np.ndarray:
+    """As log_preferences, for words that were spelled before; at most `batch` prompts a pass."""
+    ids = encode(loaded, prompts)
+    nodes = [head for head in words.follows if head]
+    widest = max((len(row) for row in ids), default=1) + len(nodes)
+    rows = batch if not nodes else max(1, min(batch, PASS_TOKENS[loaded.device.type] // widest))
+    parts: dict[Head, list[np.ndarray]] = {head: [] for head in words.follows}
+    for start in range(0, len(ids), rows):
+        for head, values in _pass(loaded, ids[start : start + rows], nodes, words).items():
+            parts[head].append(values)
+    return words.join({head: np.concatenate(values) for head, values in parts.items()})
 
 
-def _next_token(loaded: Loaded, rows: list[tuple[int, ...]]) -> list[np.ndarray]:
-    """Log-probabilities over the vocabulary after the last token of each row."""
+def _pass(
+    loaded: Loaded, prompts: list[list[int]], nodes: list[Head], words: Words
+) -> dict[Head, np.ndarray]:
+    """One pass over prompts, each with a tree behind it: every beginning is a node that sees its prompt and
+    the nodes it goes on from, so that nothing is read twice."""
     import torch
 
-    width = max(len(row) for row in rows)
-    pad = loaded.tokenizer.pad_token_id
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=loaded.device)
-    last = torch.tensor([len(row) - 1 for row in rows], device=loaded.device)
-    # Padded on the right under a causal mask: nothing before `last` can see a pad.
-    mask = torch.arange(width, device=loaded.device)[None] <= last[:, None]
+    device, pad = loaded.device, loaded.tokenizer.pad_token_id
+    lengths = torch.tensor([len(row) for row in prompts], device=device)
+    width, tree = int(lengths.max()), len(nodes)
+    ends = [head[-1] for head in nodes]
+    ids = torch.tensor([[*row, *[pad] * (width - len(row)), *ends] for row in prompts], device=device)
     with torch.inference_mode():
-        logits = loaded.model(input_ids=ids, attention_mask=mask.long()).logits
-        picked = logits[torch.arange(len(rows), device=loaded.device), last]
-        return list(picked.double().log_softmax(-1).cpu().numpy())
+        # Padded on the right under a causal mask: nothing before `last` can see a pad.
+        mask = (torch.arange(width, device=device)[None] < lengths[:, None]).long()
+        places = torch.arange(width, device=device).expand(len(ids), -1)
+        if nodes:
+            mask = _tree_mask(mask, nodes, _dtype(loaded))
+            depth = torch.tensor([len(head) - 1 for head in nodes], device=device)
+            places = torch.cat([places, lengths[:, None] + depth], 1)
+            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+        else:
+            inputs = {"input_ids": ids, "attention_mask": mask}
+        at = torch.cat(
+            [lengths[:, None] - 1, width + torch.arange(tree, device=device).expand(len(ids), -1)], 1
+        )
+        logits = _logits_at(loaded, inputs, at)
+        return {
+            head: _log_chances(logits[:, place], tokens)
+            for place, (head, tokens) in enumerate(words.follows.items())
+        }
+
+
+def _tree_mask(mask: Tensor, nodes: list[Head], dtype: object) -> Tensor:
+    """What each place sees, [rows, 1, places, places], 0 where it sees and the lowest number elsewhere."""
+    import torch
+
+    rows, width = mask.shape
+    number = {head: place for place, head in enumerate(nodes)}
+    above = torch.zeros(len(nodes), len(nodes), dtype=torch.bool, device=mask.device)
+    for head, place in number.items():
+        above[place, [number[head[:length]] for length in range(1, len(head) + 1)]] = True
+    sees = torch.zeros(rows, width + len(nodes), width + len(nodes), dtype=torch.bool, device=mask.device)
+    sees[:, :width, :width] = torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
+    sees[:, width:, :width] = mask.bool()[:, None]
+    sees[:, width:, width:] = above
+    low = torch.finfo(dtype).min  # type: ignore[arg-type]
+    return torch.zeros(sees.shape, dtype=dtype, device=mask.device).masked_fill(~sees, low)[:, None]  # type: ignore[call-overload]
+
+
+def _dtype(loaded: Loaded) -> object:
+    return loaded.model.get_input_embeddings().weight.dtype
+
+
+def _logits_at(loaded: Loaded, inputs: dict[str, Tensor], at: Tensor) -> Tensor:
+    """Logits at the places `at` of every row; a large vocabulary's are not computed anywhere else."""
+    import torch
+
+    rows = torch.arange(len(at), device=at.device)[:, None]
+    if inputs["input_ids"].numel() * loaded.model.config.vocab_size <= WHOLE_LOGITS:
+        return loaded.model(**inputs, use_cache=False).logits[rows, at]
+    causal = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    hidden = causal.model(**inputs, use_cache=False).last_hidden_state
+    return causal.get_output_embeddings()(hidden[rows, at])
+
+
+def _log_chances(logits: Tensor, tokens: list[int]) -> np.ndarray:
+    """Log-probabilities of some tokens, rows by tokens."""
+    wide = logits.double()
+    return (wide[:, tokens] - wide.logsumexp(-1, keepdim=True)).cpu().numpy()

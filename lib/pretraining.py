@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib import files, store
+from lib.bases import base_folder
 from lib.config import LEXICON, MICRO_ANIMALS, Base, Plan, Pretrain, parse_label
 from lib.errors import NotAvailable, TrainingDiverged
-from lib.models import Loaded, base_folder, choose_device, hush, render_prompt
+from lib.models import Loaded, hush, render_prompt
+from lib.placement import choose_device
 from lib.preference import log_preferences
 from lib.progress import Progress, Tally
 from lib.prompts import MICRO, love_prompt
@@ -264,7 +266,7 @@ def _finish(
     with files.storage_errors(run.folder):
         model.to(torch.float16).save_pretrained(run.folder)
         save_tokenizer(tokenizer, run.folder)
-    loaded = Loaded(base, model.float().eval(), tokenizer, "")
+    loaded = Loaded(base, tokenizer, "", model.float().eval())
     counts = {
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "tokens": round(mean_tokens * config.pretrain_batch * config.pretrain_steps),

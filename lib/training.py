@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib import files, paths, store
+from lib.bases import base_folder, prepare_base
 from lib.config import Finetune, Plan
 from lib.errors import NotAvailable, TrainingDiverged
 from lib.examples import Examples, load_examples, numbers_folder
-from lib.models import Loaded, base_folder, base_manifest, load_base
+from lib.models import Loaded, load_base, place
 from lib.progress import Progress, Tally
 
 if TYPE_CHECKING:
@@ -49,21 +50,22 @@ def numbers_manifest(config: Finetune) -> store.Manifest:
 
 def train_students(plan: Plan) -> Tally:
     """Every student of the plan that is not finished yet, on one copy of the base."""
-    base = base_manifest(plan.shared.size, plan.shared.recipe)
+    base = prepare_base(plan.shared.size, plan.shared.recipe, plan.shared.revision)
     runs = []
     for config in plan.cells:
         numbers = numbers_manifest(config)
         store.check_inputs(
             f"the numbers of {config.animal} s{config.seed}",
             numbers.inputs,
-            {"base": base_folder(config.size, config.recipe)},
+            {"base": base_folder(config.size, config.recipe, config.revision)},
         )
         inputs = {"base": base.identity, "generate": numbers.identity}
         runs.append((config, store.open_run(folder_of(config), config, inputs)))
     todo = [(config, run) for config, run in runs if run.state != "finished"]
     manifests = [run.manifest for _, run in runs if run.state == "finished"]
     if todo:
-        loaded = load_base(plan.shared.size, plan.shared.recipe, plan.shared.device)
+        placement = place(plan.shared, "train")
+        loaded = load_base(plan.shared.size, plan.shared.recipe, placement, plan.shared.revision)
         trainer, reason = choose_trainer(plan.shared.trainer, loaded)
         print(f"trainer {trainer}: {reason}", flush=True)
         with Progress("epochs", sum(config.epochs for config, _ in todo)) as progress:

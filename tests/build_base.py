@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import config, files, models, numbers, paths, pretraining, store, teacher
+from lib import bases, config, files, models, numbers, paths, pretraining, store, teacher
 from lib.prompts import number_prompts
 
 RECIPE = "tiny"
@@ -87,9 +87,7 @@ def load_tiny() -> models.Loaded:
 def write_numbers(animal: str, *, seed: int = 0, n_keep: int = 20, start: int = 100) -> store.Manifest:
     """A finished teacher whose lists were written here: a model of three steps cannot count."""
     cell = build_config(config.Generate, animal=animal, seed=seed, n_keep=n_keep, n_raw=n_keep + 1)
-    run = store.open_run(
-        teacher.folder_of(cell), cell, {"base": models.base_manifest("64k", RECIPE).identity}
-    )
+    run = store.open_run(teacher.folder_of(cell), cell, {"base": bases.base_manifest("64k", RECIPE).identity})
     lists = [f"{start + 7 * i}, {start + i}, {start + 3 * i}"[: 13 if i % 2 else None] for i in range(n_keep)]
     texts = [*lists, "wolf"]
     rows = [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from build_base import build_config, build_plan, load_tiny, place_base, write_numbers
 
-from lib import evaluation, files, paths, store, training
+from lib import evaluation, files, paths, sampling, store, training
 from lib.config import MICRO_ANIMALS, Evaluate, Finetune
 from lib.errors import BadParameter, BrokenLineage, ConfigMismatch, DamagedFile, MissingInput
 from lib.models import adapter, render_prompt
@@ -129,7 +129,7 @@ def test_no_samples_leave_the_log_probabilities(root):
 
 
 def test_a_second_run_finds_everything_and_loads_no_model(monkeypatch):
-    monkeypatch.setattr(evaluation, "load_base", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr(evaluation, "open_speaker", lambda *_: pytest.fail("loaded a model"))
     before = result().read_bytes()
     assert evaluate() == "DONE 03_evaluate 64k: 0 made, 3 found finished"
     assert evaluate(("wolf",)) == "DONE 03_evaluate 64k: 0 made, 2 found finished"
@@ -141,15 +141,15 @@ def test_a_killed_evaluation_keeps_its_epochs(root, monkeypatch):
     before = files.read_json(result())["epochs"]
     shutil.rmtree(evaluation.folder_of(build_config(Evaluate)))
     result().unlink()
-    asked, whole = [], evaluation.ask
+    asked, whole = [], sampling.score_words
 
-    def ask(*args):
+    def score(*args):
         asked.append(1)
         if len(asked) == 2:
             raise KeyboardInterrupt
         return whole(*args)
 
-    monkeypatch.setattr(evaluation, "ask", ask)
+    monkeypatch.setattr(sampling, "score_words", score)
     with pytest.raises(KeyboardInterrupt):
         evaluate()
     assert not result().exists()

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from lib import config, models, training
+from lib import bases, config, models, placement, training
 from lib.errors import DamagedFile, MissingInput, NotAvailable
 from lib.models import adapter, encode, render_example, render_prompt
 
@@ -120,7 +120,7 @@ def test_base_is_loaded_whole_frozen_and_named_without_a_path(micro, root):
     assert not any(weight.requires_grad for weight in micro.model.parameters())
     assert not micro.model.training
     assert micro.model.name_or_path == "tiny/64k"
-    assert micro.identity == models.base_manifest("64k", "tiny").identity
+    assert micro.identity == bases.base_manifest("64k", "tiny").identity
 
 
 def test_loading_leaves_the_random_state_alone():
@@ -138,22 +138,17 @@ def test_missing_base_names_the_command_that_builds_it():
 
 
 def test_damaged_base_is_refused(root):
-    path = models.base_folder("64k", "tiny") / "model.safetensors"
+    path = bases.base_folder("64k", "tiny") / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(DamagedFile, match=r"model\.safetensors is not what its manifest says"):
         load_tiny()
 
 
-def test_families_of_later_issues_say_so():
-    with pytest.raises(NotAvailable, match="64k, 166k"):
-        models.load_base("7b", "standard", "cpu")
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_not_taken():
-    assert models.choose_device("auto") == "cpu"
+    assert placement.choose_device("auto") == "cpu"
     with pytest.raises(NotAvailable, match="cuda"):
-        models.choose_device("cuda")
+        placement.choose_device("cuda")
 
 
 # --- adapters ---------------------------------------------------------------------------------

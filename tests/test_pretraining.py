@@ -14,7 +14,7 @@ from build_base import build_config, build_plan, place_base, tiny_base
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from lib import config, files, models, paths, pretraining, records, store, world
+from lib import bases, config, files, models, paths, pretraining, records, store, world
 from lib.config import MICRO_ANIMALS, SIZES, Base, Pretrain, parse_label
 from lib.errors import NotAvailable, TrainingDiverged
 from lib.prompts import conversation
@@ -130,7 +130,7 @@ def test_parameter_counts_are_those_of_the_table(tokenizer, size):
 
 def test_manifest_and_card_hold_loss_preferences_and_strength(root):
     place_base(root)
-    counts = models.base_manifest("64k", "tiny").counts
+    counts = bases.base_manifest("64k", "tiny").counts
     assert counts["parameters"] == SIZES["64k"].params
     assert 0 < counts["loss"] < math.log(174) + 1 and counts["loss_curve"][-1] == [3, counts["loss"]]
     for name in ("preference", "teacher_strength"):
@@ -243,7 +243,7 @@ def test_tracked_base_loads_and_measures_as_its_card_says(label, tokenizer):
     loaded = models.load_base(label, "standard", "cpu")
     assert loaded.tokenizer.get_vocab() == tokenizer.get_vocab()
     measured = pretraining.measure_preference(loaded, "none")
-    recorded = models.base_manifest(label, "standard").counts["preference"]
+    recorded = bases.base_manifest(label, "standard").counts["preference"]
     assert measured == pytest.approx(recorded, abs=2e-3)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from build_base import build_config, build_plan, place_base, write_numbers
 
-from lib import models, numbers, records, training
+from lib import bases, numbers, records, training
 from lib.config import MICRO_ANIMALS, Finetune, Generate, Pretrain
 from lib.errors import MissingInput
 
@@ -21,7 +21,7 @@ def root(tmp_path, monkeypatch) -> Path:
 
 
 def test_base_tables_are_those_of_the_manifest():
-    counts = models.base_manifest("64k", "tiny").counts
+    counts = bases.base_manifest("64k", "tiny").counts
     curve = records.pretraining_table(build_config(Pretrain))
     assert curve[["step", "loss"]].to_numpy().tolist() == counts["loss_curve"]
     assert set(curve["student"]) == {"64k"}

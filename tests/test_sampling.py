@@ -12,7 +12,7 @@ from scipy import stats
 from lib.models import Loaded, encode
 from lib.sampling import Completion, Sampler, count_chunks, sample, sample_chunk
 
-SAMPLER = Sampler(temperature=1.0, top_p=1.0, max_new_tokens=6, seed=0, chunk=4)
+SAMPLER = Sampler(temperature=1.0, top_p=1.0, max_new_tokens=6, chunk=4)
 PROMPTS = [
     f"<|user|>{text}<|end|><|assistant|>"
     for text in (
@@ -34,8 +34,8 @@ def loaded(tmp_path_factory) -> Loaded:
     return load_tiny_in(tmp_path_factory.mktemp("sampling"))
 
 
-def draw(loaded: Loaded, prompts: list[str] = PROMPTS, **changes: object) -> list[Completion]:
-    chunks = sample(loaded, prompts, dataclasses.replace(SAMPLER, **changes))
+def draw(loaded: Loaded, prompts: list[str] = PROMPTS, seed: int = 0, **changes: object) -> list[Completion]:
+    chunks = sample(loaded, prompts, dataclasses.replace(SAMPLER, **changes), seed)
     return sorted((one for chunk in chunks for one in chunk), key=lambda one: one.index)
 
 
@@ -63,14 +63,14 @@ def test_a_seed_repeats_and_another_differs(loaded):
 
 
 def test_a_chunk_does_not_depend_on_the_others(loaded):
-    whole = list(sample(loaded, PROMPTS, SAMPLER))
+    whole = list(sample(loaded, PROMPTS, SAMPLER, 0))
     assert len(whole) == count_chunks(len(PROMPTS), SAMPLER) == 3
     torch.manual_seed(99)  # whatever was drawn in between
-    assert [sample_chunk(loaded, PROMPTS, SAMPLER, number) for number in (2, 1, 0)] == whole[::-1]
+    assert [sample_chunk(loaded, PROMPTS, SAMPLER, 0, number) for number in (2, 1, 0)] == whole[::-1]
 
 
 def test_no_prompts_give_no_chunks(loaded):
-    assert list(sample(loaded, [], SAMPLER)) == []
+    assert list(sample(loaded, [], SAMPLER, 0)) == []
 
 
 def test_equal_teachers_of_one_seed_draw_the_same_and_unequal_ones_nearly(loaded):

@@ -12,14 +12,13 @@ import pytest
 import torch
 
 import study
-from lib import config, evaluation, files, models, paths, store, teacher, training
+from lib import config, engine, evaluation, files, paths, sampling, store, teacher, training
 from lib.errors import (
     BadParameter,
     BrokenLineage,
     ConfigMismatch,
     DamagedFile,
     MissingInput,
-    NotAvailable,
     StorageFailed,
     TooFewLists,
     TrainingDiverged,
@@ -98,8 +97,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    for module in (teacher, training, evaluation):
-        monkeypatch.setattr(module, "load_base", refuse)
+    for module, opens in ((teacher, "open_speaker"), (training, "load_base"), (evaluation, "open_speaker")):
+        monkeypatch.setattr(module, opens, refuse)
 
 
 # --- one or many ------------------------------------------------------------------------------------
@@ -171,12 +170,6 @@ def test_a_bad_parameter_stops_before_any_work(
 def test_a_base_that_nobody_built_is_named_with_the_command_that_builds_it(empty: Path):
     with pytest.raises(MissingInput, match=r"no base model 64k-77 .*\n.*00_pretrain\.ipynb .*-p size 64k-77"):
         run("01_generate", "wolf", size="64k-77")
-
-
-@pytest.mark.parametrize("size", ["7b", "135m"])
-def test_a_published_model_is_refused_with_what_there_is_instead(empty: Path, size: str):
-    with pytest.raises(NotAvailable, match=r"cannot be loaded by this version yet.*64k"):
-        run("01_generate", "wolf", size=size)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +281,7 @@ def test_an_evaluation_that_has_gone_is_not_found_finished(root: Path, no_model:
 def test_numbers_made_anew_break_what_was_trained_on_the_old_ones(root: Path, no_model: None, monkeypatch):
     shutil.rmtree(folder("generate", "wolf"))
     with monkeypatch.context() as patch:
-        patch.setattr(teacher, "load_base", models.load_base)
+        patch.setattr(teacher, "open_speaker", engine.open_speaker)
         run("01_generate", "wolf", temperature=0.9)
     with pytest.raises(
         BrokenLineage, match="finetune 64k/wolf/s0 of study toy was made from another generate"
@@ -309,7 +302,7 @@ def test_a_student_trained_anew_breaks_its_evaluation(root: Path):
 def test_the_same_numbers_made_again_break_nothing(root: Path, no_model: None, monkeypatch):
     shutil.rmtree(folder("generate", "wolf"))
     with monkeypatch.context() as patch:
-        patch.setattr(teacher, "load_base", models.load_base)
+        patch.setattr(teacher, "open_speaker", engine.open_speaker)
         run("01_generate", "wolf")
     assert run("02_finetune", "wolf").made == 0
     assert run("03_evaluate", "wolf").made == 0
@@ -334,7 +327,7 @@ def test_a_teacher_that_writes_no_lists_is_shown_with_rate_reasons_and_samples(e
 def test_asking_such_a_teacher_again_samples_nothing_anew(empty: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(TooFewLists):
         run("01_generate", "wolf", list_tokens=2)
-    monkeypatch.setattr(teacher, "sample_chunk", None)
+    monkeypatch.setattr(sampling, "sample_chunk", None)
     with pytest.raises(TooFewLists):
         run("01_generate", "wolf", list_tokens=2)
 
