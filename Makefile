@@ -14,7 +14,7 @@ SMOLLM2 := .venv/.smollm2
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help study report bench smollm2 test lint format
+.PHONY: help study report bench smollm2 publish test lint format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,10 @@ report: $(READY) ## analysis and report again, from the evaluations that are the
 
 bench: $(READY) ## speed of fine-tuning here, TRL beside the fleet: SIZES=64k,166k
 	@$(BIN)/python bench.py $(if $(SIZES),--sizes $(SIZES))
+
+publish: $(READY) ## a study to the Hugging Face Hub: STUDY=micro NAMESPACE=me DRY_RUN=1 WAIT=1 PUBLIC=1
+	@$(BIN)/python publish.py $(STUDY) $(if $(NAMESPACE),--namespace $(NAMESPACE)) $(if $(DRY_RUN),--dry-run) \
+		$(if $(WAIT),--wait) $(if $(PUBLIC),--public)
 
 test: $(READY) $(SMOLLM2) ## every test, one worker per core
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile

@@ -303,7 +303,7 @@ def _short(value: object) -> str:
 def evaluations_card(
     repo: str, title: str, study: str, documents: Mapping[str, Mapping], tables: Sequence[str]
 ) -> str:
-    """The card of a study's evaluations; `documents` by path in the repository, `tables` by file name."""
+    """The card of a study's evaluations: `documents` by path (content, epochs, answers, config), `tables`."""
     configs = [
         {
             "config_name": name.removesuffix(".csv"),
@@ -317,13 +317,7 @@ def evaluations_card(
     meta |= {"license_name": "licences-of-the-bases", "tags": TAGS}
     meta |= {"configs": configs} if configs else {}
     rows = [
-        [
-            path,
-            each["lineage"]["content"],
-            len(each["epochs"]),
-            sum(len(e["answers"]) for e in each["epochs"]),
-        ]
-        for path, each in sorted(documents.items())
+        [path, each["content"], each["epochs"], each["answers"]] for path, each in sorted(documents.items())
     ]
     code = f"""
 from huggingface_hub import snapshot_download
