@@ -73,10 +73,11 @@ def resolve(source: str, revision: str) -> Snapshot:
     """The commit that a branch, tag or commit means now, and its files: from the Hub, or where it cannot be
     reached from a cache that was filled elsewhere."""
     _hush()
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
+    asked = {"revision": revision, "files_metadata": True, "timeout": constants.HF_HUB_ETAG_TIMEOUT}
     try:
-        found = _repeat(lambda: HfApi().model_info(source, revision=revision, files_metadata=True))
+        found = _repeat(lambda: HfApi().model_info(source, **asked))
     except _errors() as error:
         cached = _find_cached(source, revision) if _is_unreachable(error) else None
         if cached is None:
@@ -86,7 +87,7 @@ def resolve(source: str, revision: str) -> Snapshot:
     names = [each.rfilename for each in found.siblings]
     listed = (
         RemoteFile(each.rfilename, each.size, each.lfs.sha256 if each.lfs else "", each.blob_id or "")
-        for each in found.siblings
+        for each in sorted(found.siblings, key=lambda each: each.rfilename)
         if _is_wanted(each.rfilename)
     )
     return _checked(Snapshot(source, found.sha, tuple(listed)), names)
@@ -179,7 +180,7 @@ def _fetch_checked(snapshot: Snapshot, wanted: Sequence[RemoteFile]) -> dict[str
             raise DamagedFile(
                 f"{each.name} of {snapshot.source} came damaged twice: its {found[each.name].kind} should be "
                 f"{found[each.name].expected} and is {found[each.name].got}. It was removed; run the same "
-                "command again, and if it comes damaged still, look at the proxy or mirror (HF_ENDPOINT) in between"
+                "command again, and if it stays damaged, look at the mirror (HF_ENDPOINT) or proxy in use"
             )
     return {name: checked.sha256 for name, checked in found.items()}
 
@@ -417,12 +418,19 @@ def _is_offline(error: BaseException) -> bool:
 
 
 def _may_pass(error: BaseException) -> bool:
+    """Whether another try may help; what the client wraps as a missing entry it has tried again itself."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    return not _is_offline(error) and not isinstance(error, EntryNotFoundError) and _is_passing(error)
+
+
+def _is_passing(error: BaseException) -> bool:
     status = _status(error)
-    return not _is_offline(error) and (status is None or status == 429 or status >= 500)
+    return status is None or status == 429 or status >= 500
 
 
 def _is_unreachable(error: BaseException) -> bool:
-    return _is_offline(error) or _may_pass(error)
+    return _is_offline(error) or _is_passing(error)
 
 
 def explain(error: BaseException, source: str, revision: str) -> StudyError:
@@ -438,8 +446,8 @@ def explain(error: BaseException, source: str, revision: str) -> StudyError:
 
     if _is_offline(error):
         return MissingInput(
-            f"{what} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids fetching it. Unset "
-            "it and run again, or copy the cache of a machine that has it and point HF_HOME to it"
+            f"{what} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids fetching. "
+            "Unset it and run again, or copy the cache of a machine that has it and point HF_HOME to it"
         )
     if has(errors.GatedRepoError):
         return NotAvailable(
