@@ -4,7 +4,7 @@ An import points down, or within a layer to the left, and reading and models nev
 
 3 reading: records tables plots report
 2 models: placement unpacking downloads bases models examples fleet decoding preference sampling engine
-  teacher training evaluation pretraining hub
+  tracking teacher training evaluation pretraining hub
 1 pure: prompts world numbers grammar scoring stats speed cards
 0 ground: errors paths config files provenance store progress
 """

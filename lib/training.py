@@ -20,6 +20,7 @@ from lib.errors import NotAvailable, TrainingDiverged
 from lib.examples import Examples, load_examples, numbers_folder
 from lib.models import Loaded, load_base, place
 from lib.progress import Progress, Tally
+from lib.tracking import Tracker, check_tracker, open_tracker
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -50,6 +51,7 @@ def numbers_manifest(config: Finetune) -> store.Manifest:
 
 def train_students(plan: Plan) -> Tally:
     """Every student of the plan that is not finished yet, on one copy of the base."""
+    curves = check_tracker(plan.shared)
     base = prepare_base(plan.shared.size, plan.shared.recipe, plan.shared.revision)
     runs = []
     for config in plan.cells:
@@ -67,7 +69,7 @@ def train_students(plan: Plan) -> Tally:
         placement = place(plan.shared, "train")
         loaded = load_base(plan.shared.size, plan.shared.recipe, placement, plan.shared.revision)
         trainer, reason = choose_trainer(plan.shared.trainer, loaded)
-        print(f"trainer {trainer}: {reason}", flush=True)
+        print(f"trainer {trainer}: {reason}", *filter(None, [curves]), sep="\n", flush=True)
         with Progress("epochs", sum(config.epochs for config, _ in todo)) as progress:
             train = train_fleet if trainer == "fleet" else train_one_by_one
             manifests += train(todo, loaded, progress)
@@ -153,22 +155,27 @@ def train_fleet(
     """All students together, each from its last whole epoch."""
     from lib.fleet import Fleet, Trainee
 
-    runs, settings, manifests = {}, {}, []
+    runs, settings, trackers, manifests = {}, {}, {}, []
 
     def seated(trainee: Trainee) -> None:
-        runs[trainee.name].start_clock()
+        run = runs[trainee.name]
+        run.start_clock()
+        trackers[trainee.name] = open_tracker(run, trainee.history)
 
     def keep(trainee: Trainee, adapter: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
         run = runs[trainee.name]
         epoch = trainee.step // trainee.steps_per_epoch
         save_adapter(run.folder / f"epoch-{epoch}", adapter, settings[trainee.name])
         write_state(run.folder / STATE, trainee, adapter, moments)
+        trackers[trainee.name].follow(trainee.history)
         progress.advance(trainee.name)
 
     def end(trainee: Trainee, company: int) -> None:
         lost = diverged_at(trainee.config, trainee.diverged) if trainee.diverged else {}
         extra = {"trainer": "fleet", "together": company, **lost}
-        run = runs[trainee.name]
+        run, tracker = runs[trainee.name], trackers.pop(trainee.name)
+        tracker.follow(trainee.history)
+        tracker.finish()
         manifests.append(finish_student(trainee.config, run, trainee.examples, trainee.history, extra))
 
     fleet = Fleet(
@@ -259,16 +266,31 @@ def train_student(config: Finetune, run: store.Run, loaded: Loaded, progress: Pr
         f"{config.animal} s{config.seed}, from epoch {start[0]}" if start else "", start[0] if start else 0
     )
     history: list[dict] = []
+    tracker = open_tracker(run, seen_by(start[1]) if start else [])
     extra: dict[str, Any] = {"trainer": "trl"}
     try:
-        _fit(config, loaded, examples.labelled(), checkpoints, start[1] if start else None, progress, history)
+        whole = start[1] if start else None
+        _fit(config, loaded, examples.labelled(), checkpoints, whole, progress, history, tracker)
     except TrainingDiverged as error:
         extra |= diverged_at(config, error.args[1])
+    finally:
+        tracker.finish()
     for epoch in range(1, config.epochs + 1):
         checkpoint = checkpoints / f"checkpoint-{epoch * steps}"
         if (checkpoint / COMPLETE).exists():
             _keep_adapter(checkpoint, run.folder / f"epoch-{epoch}", loaded)
     return finish_student(config, run, examples, history, extra)
+
+
+def loss_rows(logged: list[dict]) -> list[dict]:
+    """TRL's log of a student as rows of loss.jsonl."""
+    losses = [entry for entry in logged if "loss" in entry and math.isfinite(float(entry["loss"]))]
+    return [{name: entry[key] for name, key in LOGGED.items()} for entry in losses]
+
+
+def seen_by(checkpoint: Path) -> list[dict]:
+    """The loss curve up to a whole checkpoint."""
+    return loss_rows(files.read_json(checkpoint / "trainer_state.json")["log_history"])
 
 
 def last_checkpoint(folder: Path) -> tuple[int, Path] | None:
@@ -304,8 +326,9 @@ def _fit(
     start: Path | None,
     progress: Progress,
     history: list[dict],
+    tracker: Tracker | None = None,
 ) -> None:
-    """Run TRL from the start or from a checkpoint; the loss curve goes to `history`."""
+    """Run TRL from the start or from a checkpoint; the loss curve goes to `history`, live to `tracker`."""
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTTrainer
@@ -318,17 +341,13 @@ def _fit(
             args=trainer_arguments(config, loaded, checkpoints),
             train_dataset=Dataset.from_list(examples),
             processing_class=loaded.tokenizer,
-            callbacks=[_watcher(config, progress)],
+            callbacks=[_watcher(config, progress, tracker)],
         )
         trainer.remove_callback(PrinterCallback)
         with files.storage_errors(checkpoints):
             trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
-        history += [
-            {name: entry[key] for name, key in LOGGED.items()}
-            for entry in (trainer.state.log_history if trainer else ())
-            if "loss" in entry and math.isfinite(float(entry["loss"]))
-        ]
+        history += loss_rows(trainer.state.log_history) if trainer else []
         student.unload()
 
 
@@ -387,8 +406,8 @@ def trainer_arguments(config: Finetune, loaded: Loaded, folder: Path) -> SFTConf
     )
 
 
-def _watcher(config: Finetune, progress: Progress) -> TrainerCallback:
-    """Marks whole checkpoints, counts epochs and stops a student whose loss is no number."""
+def _watcher(config: Finetune, progress: Progress, tracker: Tracker | None) -> TrainerCallback:
+    """Marks whole checkpoints, counts epochs, stops a student whose loss is no number, draws its curve."""
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
@@ -396,6 +415,8 @@ def _watcher(config: Finetune, progress: Progress) -> TrainerCallback:
             seen = [float((logs or {}).get(name, 0.0)) for name in ("loss", "grad_norm")]
             if not all(math.isfinite(value) for value in seen):
                 raise TrainingDiverged("no number", state.global_step)
+            if tracker:
+                tracker.add(loss_rows(state.log_history[-1:]))
 
         def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             epoch = round(state.epoch)

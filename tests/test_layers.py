@@ -33,6 +33,8 @@ HEAVY = {
     "gguf",
     "huggingface_hub",
     "vllm",
+    "wandb",
+    "trackio",
 }
 # Modules of layers and autograd functions need torch at hand: they are imported where they are used.
 LAZY = {"fleet", "decoding"}
