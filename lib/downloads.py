@@ -468,6 +468,11 @@ def explain(error: BaseException, source: str, revision: str) -> StudyError:
         return NotAvailable(
             f"{hub} answers {status} for {what}; what was fetched is kept: run the same command again later"
         )
+    if has(errors.FileMetadataError):
+        return NotAvailable(
+            f"{hub} answers for {what} without size or hash of a file: a proxy or mirror in between "
+            "(HF_ENDPOINT) changes what the Hub says; go around it and run again"
+        )
     slow = any("Timeout" in type(each).__name__ for each in chain)
     patience = "give it longer with HF_HUB_DOWNLOAD_TIMEOUT=60 and HF_HUB_ETAG_TIMEOUT=60, " if slow else ""
     return NotAvailable(

@@ -337,6 +337,15 @@ def test_a_hub_in_trouble_is_named_with_its_status(hub):
         prepare()
 
 
+def test_an_answer_without_metadata_points_to_a_proxy_and_not_to_the_network():
+    from huggingface_hub.errors import FileMetadataError, LocalEntryNotFoundError
+
+    error = LocalEntryNotFoundError("no header in an answer from http://somewhere/with?a=signature")
+    error.__cause__ = FileMetadataError("no header")
+    text = str(downloads.explain(error, REPO, "main"))
+    assert "without size or hash of a file: a proxy or mirror" in text and "signature" not in text
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 
