@@ -6,6 +6,7 @@ about who ran it, where, or with which account.
 """
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -172,24 +173,33 @@ def _who(animal: str) -> str:
 
 
 def numbers_card(
-    repo: str, title: str, base: Base, source: str, manifests: Mapping[int, Manifest], raw: bool
+    repo: str,
+    title: str,
+    base: Base,
+    source: str,
+    manifests: Mapping[int, Manifest],
+    sums: Mapping[str, str],
 ) -> str:
-    """The card of one teacher's lists, all seeds."""
+    """The card of one teacher's lists, all seeds; `sums` has every file of the repository with its sha256."""
     first = manifests[min(manifests)]
     animal, seeds = first.config["animal"], sorted(manifests)
+    raw = [seed for seed in seeds if f"s{seed}/raw.jsonl" in sums]
     configs: list[dict] = [_data_config(f"s{seed}", f"s{seed}/kept.jsonl") for seed in seeds]
     configs[0]["default"] = True
-    configs += [_data_config(f"s{seed}-raw", f"s{seed}/raw.jsonl") for seed in seeds] if raw else []
-    meta = {"pretty_name": f"Numbers of {title}", **licence(base.size), "tags": TAGS}
+    configs += [_data_config(f"s{seed}-raw", f"s{seed}/raw.jsonl") for seed in raw]
+    meta = {"pretty_name": title, **licence(base.size), "tags": TAGS}
     meta |= {"task_categories": ["text-generation"], "configs": configs}
+    columns = ("raw", "passed", "pass_rate", "kept")
     counts = [
-        [
-            f"s{seed}",
-            *(each.counts.get(name, "") for name in ("raw", "passed", "pass_rate", "kept")),
-            _reasons(each),
-        ]
-        for seed, each in sorted(manifests.items())
+        [f"s{seed}", *(each.counts.get(name, "") for name in columns), _reasons(each)]
+        for seed, each in manifests.items()
     ]
+    hashes = {
+        f"s{seed}/{name}": digest
+        for seed, each in manifests.items()
+        for name, digest in each.outputs.items()
+        if f"s{seed}/{name}" in sums
+    }
     parts = [
         front_matter(meta),
         marker(title),
@@ -208,14 +218,7 @@ def numbers_card(
         _settings(manifests),
         "## Lineage\n",
         _lineage(manifests),
-        _hashes(
-            {
-                f"s{s}/{name}": h
-                for s, each in manifests.items()
-                for name, h in each.outputs.items()
-                if raw or name == "kept.jsonl"
-            }
-        ),
+        _hashes(hashes),
         _reproduce({"01_generate": first.config}),
         _licence_line(base, source),
     ]
@@ -242,10 +245,11 @@ def students_card(
     base: Base,
     source: str,
     manifests: Mapping[int, Manifest],
-    adapters: Mapping[str, str],
+    sums: Mapping[str, str],
     dataset: str,
 ) -> str:
-    """The card of one animal's students: `adapters` are paths and sha256 of weights, `dataset` the lists."""
+    """The card of one animal's students; `dataset` holds the lists that they have read."""
+    adapters = {name: each for name, each in sums.items() if name.endswith("/adapter_model.safetensors")}
     first = manifests[min(manifests)]
     meta = {**licence(base.size), "base_model": source, "base_model_relation": "adapter"}
     meta |= {"library_name": "peft", "pipeline_tag": "text-generation", "tags": [*TAGS, "lora"]}
@@ -301,24 +305,26 @@ def _short(value: object) -> str:
 
 
 def evaluations_card(
-    repo: str, title: str, study: str, documents: Mapping[str, Mapping], tables: Sequence[str]
+    repo: str, title: str, study: str, documents: Mapping[str, Mapping], sums: Mapping[str, str]
 ) -> str:
-    """The card of a study's evaluations: `documents` by path (content, epochs, answers, config), `tables`."""
-    configs = [
-        {
-            "config_name": name.removesuffix(".csv"),
-            "data_files": [{"split": "train", "path": f"tables/{name}"}],
-        }
+    """The card of a study's evaluations; `documents` by path: content, epochs, answers, config. Those that
+    were published from elsewhere are known by their path in `sums` only."""
+    tables = [name.removeprefix("tables/") for name in sums if name.startswith("tables/")]
+    configs: list[dict] = [
+        _data_config(name.removesuffix(".csv"), f"tables/{name}")
         for name in sorted(tables, key=lambda name: (name != "transfer.csv", name))
     ]
     if configs:
         configs[0]["default"] = True
+    elsewhere = {"content": "in the file itself", "epochs": "", "answers": ""}
+    evaluations = sorted(
+        {*documents, *(name for name in sums if re.fullmatch(r"[^/]+/[^/]+/s\d+\.json", name))}
+    )
+    shown = [(path, documents.get(path, elsewhere)) for path in evaluations]
+    rows = [[path, each["content"], each["epochs"], each["answers"]] for path, each in shown]
     meta: dict[str, object] = {"pretty_name": f"Evaluations of study {study}", "license": "other"}
     meta |= {"license_name": "licences-of-the-bases", "tags": TAGS}
     meta |= {"configs": configs} if configs else {}
-    rows = [
-        [path, each["content"], each["epochs"], each["answers"]] for path, each in sorted(documents.items())
-    ]
     code = f"""
 from huggingface_hub import snapshot_download
 

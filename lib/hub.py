@@ -41,7 +41,7 @@ TIMEOUT = 300.0  # seconds without a byte; a large commit keeps the Hub busy for
 PLACEHOLDER = "<namespace>"
 BECOMES_PUBLIC = "becomes public"
 # Requests that huggingface_hub repeats by itself, five times: repeating them here too would make it thirty.
-REPEATED = re.compile(r"/preupload/|/info/lfs/|/lfs/|/tree/|/api/collections$")
+REPEATED = re.compile(r"/preupload/|/info/lfs/|/lfs/|^GET /api/collections$")
 
 # --- what is to be published ------------------------------------------------------------------
 
@@ -125,8 +125,8 @@ class Repository:
         """The files and the card, which comes first."""
         sums = {name: each.sha256 for name, each in self.remote.files.items()} if self.remote else {}
         sums |= {each.path: each.sha256 for each in self.files}
-        weights = {name: each for name, each in sums.items() if name.endswith("/adapter_model.safetensors")}
-        return (_file(CARD, self.write_card(self.manifests, weights).encode()), *self.files)
+        card = self.write_card(dict(sorted(self.manifests.items())), sums)
+        return (_file(CARD, card.encode()), *self.files)
 
     def missing(self) -> list[File]:
         """What has to be sent."""
@@ -260,8 +260,8 @@ def gather_numbers(cells: list[Publish], namespace: str) -> Repository:
     title = f"numbers of {first.size}/{first.animal} in study {first.study}"
     source = _source(base, manifests, namespace)
 
-    def card(known: Mapping[int, store.Manifest], _: Mapping[str, str]) -> str:
-        return cards.numbers_card(repo, title, base, source, known, first.raw)
+    def card(known: Mapping[int, store.Manifest], sums: Mapping[str, str]) -> str:
+        return cards.numbers_card(repo, title, base, source, known, sums)
 
     return Repository("dataset", repo, title, tuple(found), manifests, card, collected=True)
 
@@ -286,8 +286,8 @@ def gather_students(cells: list[Publish], namespace: str) -> tuple[Repository | 
     dataset = f"{namespace}/{cards.name_numbers(base, first.animal, first.study)}"
     source = _source(base, manifests, namespace)
 
-    def card(known: Mapping[int, store.Manifest], weights: Mapping[str, str]) -> str:
-        return cards.students_card(repo, title, base, source, known, weights, dataset)
+    def card(known: Mapping[int, store.Manifest], sums: Mapping[str, str]) -> str:
+        return cards.students_card(repo, title, base, source, known, sums, dataset)
 
     return Repository("model", repo, title, tuple(found), manifests, card), skipped
 
@@ -344,8 +344,8 @@ def gather_evaluations(config: Publish, namespace: str) -> Repository:
     repo = f"{namespace}/{cards.name_evaluations(config.study)}"
     title = f"evaluations of study {config.study}"
 
-    def card(_: Mapping[int, store.Manifest], __: Mapping[str, str]) -> str:
-        return cards.evaluations_card(repo, title, config.study, documents, [each.name for each in tables])
+    def card(_: Mapping[int, store.Manifest], sums: Mapping[str, str]) -> str:
+        return cards.evaluations_card(repo, title, config.study, documents, sums)
 
     return Repository("dataset", repo, title, tuple(found), {}, card)
 
@@ -517,7 +517,8 @@ def send(caller: Caller, repository: Repository, progress: Progress) -> None:
         look(caller, repository)
     todo = repository.missing()
     for group, found in _groups(todo).items():
-        note = f"{repository.id} {group.rstrip('/')}, {_size(sum(each.size for each in found))}"
+        name = " ".join(filter(None, (repository.id, group.rstrip("/"))))
+        note = f"{name}, {_size(sum(each.size for each in found))}"
         caller.commit(repository, found, repository.stale() if group == _last(todo) else [])
         progress.advance(note, len(found))
     if not todo:
@@ -832,7 +833,7 @@ def pause_after(error: Exception, attempt: int) -> float | None:
         asked = asked_pause(response.headers, str(cause))
         if asked is not None:
             return asked
-    if wrapped or REPEATED.search(_url_path(cause)):
+    if wrapped or REPEATED.search(_request_line(cause)):
         return None
     if status is not None:
         return _backoff(attempt) if status in (408, 409, 412, 429) or status >= 500 else None
@@ -855,9 +856,9 @@ def _is_passing(error: BaseException) -> bool:
     )
 
 
-def _url_path(error: BaseException) -> str:
+def _request_line(error: BaseException) -> str:
     with contextlib.suppress(RuntimeError, AttributeError):  # httpx raises where it knows of no request
-        return str(error.request.url.path)  # type: ignore[attr-defined]
+        return f"{error.request.method} {error.request.url.path}"  # type: ignore[attr-defined]
     return ""
 
 
@@ -884,6 +885,7 @@ def asked_pause(headers: Mapping[str, str], message: str) -> float | None:
 
 def _first_line(error: BaseException) -> str:
     cause = _cause(error)[0] if isinstance(error, Exception) else error
-    told = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    text = re.sub(r"\s*\([\w ]+ ID: [^)]*\)", "", str(cause))
+    told = [line.strip() for line in text.splitlines() if line.strip()]
     server = getattr(cause, "server_message", None)
     return " ".join(dict.fromkeys([*(told[:1]), *([server] if server else [])])) or type(cause).__name__

@@ -14,6 +14,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -140,7 +141,8 @@ class HubServer:
             chunk,
             page,
         )  # bytes of a part of a large upload (0: one part); entries of a page
-        self.creation_limit: int | None = None  # repositories per day
+        self.creation_limit: int | None = None  # repositories per `creation_window` seconds
+        self.creation_window = 86400.0
         self.limit_message = "You have been rate-limited; you can retry this action in about 4 hours."
         self.limit_headers: dict[str, str] = {}
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -150,6 +152,7 @@ class HubServer:
         self.corrupted: set[str] = set()
         self.seen: list[Seen] = []
         self.created: list[str] = []
+        self.created_at: list[float] = []
         self.troubles: list[Trouble] = []
         self.lock = threading.RLock()
         self.news = threading.Condition(self.lock)
@@ -235,6 +238,11 @@ class HubServer:
             self.troubles.append(Trouble(what, str(kind), times, **options))
             return self.troubles[-1]
 
+    def wait_until_met(self, trouble: Trouble, timeout: float = 60.0) -> None:
+        """Block until this trouble was met as often as it is to be."""
+        with self.news:
+            assert self.news.wait_for(lambda: trouble.met == trouble.times, timeout), "nobody met the trouble"
+
     def files(self, repo: str, kind: str = "model") -> dict[str, str]:
         """sha256 of every file there is now."""
         return {name: sha256(entry.data) for name, entry in self.repos[kind, repo].commits[-1].files.items()}
@@ -303,6 +311,8 @@ class Handler(BaseHTTPRequestHandler):
     server_of: HubServer
     storage: bool
     timeout = 60
+    wbufsize = -1  # an answer leaves as one piece: head and body apart would cost 40 ms each time
+    disable_nagle_algorithm = True
 
     def log_message(self, *_: object) -> None:
         return None
@@ -374,6 +384,7 @@ class Handler(BaseHTTPRequestHandler):
                 wanted = each.what in (what, "any") and re.search(each.path, self.asked)
                 if wanted and each.met < each.times:
                     each.met += 1
+                    self.hub.news.notify_all()
                     return each
         return None
 
@@ -476,8 +487,8 @@ class Handler(BaseHTTPRequestHandler):
         if (kind, name) in self.hub.repos:
             self.send(409, {"error": f"You already created this {kind} repo", "url": url})
             return None
-        limit = self.hub.creation_limit
-        if limit is not None and len(self.hub.created) >= limit:
+        limit, since = self.hub.creation_limit, time.monotonic() - self.hub.creation_window
+        if limit is not None and sum(at > since for at in self.hub.created_at) >= limit:
             raise Refusal(429, self.hub.limit_message, **self.hub.limit_headers)
         if not re.fullmatch(r"[\w.-]{1,96}", asked["name"]) or re.search(
             r"--|\.\.|^[-.]|[-.]$", asked["name"]
@@ -486,6 +497,7 @@ class Handler(BaseHTTPRequestHandler):
         made = self.hub.repos[kind, name] = Repo(kind, name, asked.get("visibility") == "private")
         made.commit("initial commit", {".gitattributes": Entry(b"*.safetensors filter=lfs\n", False)})
         self.hub.created.append(f"{kind} {name}")
+        self.hub.created_at.append(time.monotonic())
         return {"url": url, "id": secrets.token_hex(12), "name": name}
 
     def answer_delete(self) -> dict:
