@@ -37,8 +37,16 @@ def read_plan(given: dict[str, object]) -> config.Plan:
 
 def publish(plans: list[config.Plan]) -> int:
     """All sizes; the plans of all are made, and refused where they must be, before anything is sent."""
-    publications = [hub.plan_publication(plan) for plan in plans]
-    for publication in publications:
+    publications: list[hub.Publication] = []
+    planned: set[str] = set()
+    for plan in plans:
+        caller = publications[0].caller if publications else None
+        publication = hub.plan_publication(plan, caller)
+        # The evaluations of a study are one repository, whatever the size.
+        new = [each for each in publication.repositories if f"{each.kind} {each.id}" not in planned]
+        publication.repositories = new
+        planned |= {f"{each.kind} {each.id}" for each in new}
+        publications.append(publication)
         print(publication, flush=True)
     for publication in publications:
         print(hub.publish(publication), flush=True)

