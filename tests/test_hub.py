@@ -530,6 +530,16 @@ def test_epochs_of_a_student_that_was_trained_anew_are_taken_away(server: HubSer
     assert {"notes.md", "s4/epoch-1/x.bin"} <= set(there)
 
 
+@pytest.mark.parametrize("name", ["s0/epoch-1/adapter_model.safetensors", "s0/evaluation.json"])
+def test_other_bytes_of_the_same_length_are_replaced(server: HubServer, name: str):
+    """A large file is known by its sha256, one kept in git by git's hash."""
+    publish()
+    whole = server.read(STUDENTS, name)
+    server.add_commit(STUDENTS, {name: whole[:-1] + b"#"})
+    assert publish() == "DONE 06_publish 64k: 1 made, 5 found finished"
+    assert server.read(STUDENTS, name) == whole
+
+
 def test_datasets_join_a_collection_that_is_there_already(server: HubServer):
     publish(animal="neutral", what="numbers")
     (collection,) = server.collections.values()
