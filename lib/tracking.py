@@ -110,7 +110,7 @@ def check_tracker(config: Finetune) -> str:
         others = ", ".join(each for each in TRACKERS if each == "none" or importlib.util.find_spec(each))
         raise NotAvailable(
             f"report_to {kind}: the package is not installed; install it with\n"
-            f"  .venv/bin/python -m pip install -c constraints.txt -e '.[{kind}]'\n"
+            f"  python -m pip install -e '.[{kind}]'\n"
             f"or use -p report_to with one of: {others}"
         )
     return f"loss curves: {_where(kind, config)}"
