@@ -388,6 +388,7 @@ def test_a_change_by_somebody_else_in_between_is_looked_at_before_going_on(serve
     server.add_commit(LISTS, {"notes.md": b"mine"}, "dataset")
     hub.publish(publication)
     assert {"notes.md", "s0/kept.jsonl", "s1/kept.jsonl"} <= set(server.files(LISTS, "dataset"))
+    assert [seen.status for seen in server.seen if seen.what == "commit"] == [200, 412, 200]
 
 
 @pytest.mark.parametrize(
