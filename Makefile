@@ -28,9 +28,9 @@ report: $(READY) ## analysis and report again, from the evaluations that are the
 bench: $(READY) ## speed of fine-tuning here, TRL beside the fleet: SIZES=64k,166k
 	@$(BIN)/python bench.py $(if $(SIZES),--sizes $(SIZES))
 
-publish: $(READY) ## a study to the Hugging Face Hub: STUDY=micro NAMESPACE=me DRY_RUN=1 WAIT=1 PUBLIC=1
-	@$(BIN)/python publish.py $(STUDY) $(if $(NAMESPACE),--namespace $(NAMESPACE)) $(if $(DRY_RUN),--dry-run) \
-		$(if $(WAIT),--wait) $(if $(PUBLIC),--public)
+publish: $(READY) ## a study to the Hugging Face Hub: STUDY=micro WHAT=evaluations NAMESPACE=me DRY_RUN=1 WAIT=1 PUBLIC=1
+	@$(BIN)/python publish.py $(STUDY) $(if $(WHAT),--what $(WHAT)) \
+		$(if $(NAMESPACE),--namespace $(NAMESPACE)) $(if $(DRY_RUN),--dry-run) $(if $(WAIT),--wait) $(if $(PUBLIC),--public)
 
 test: $(READY) $(SMOLLM2) ## every test, one worker per core
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
