@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -243,8 +243,10 @@ def locked(study: str) -> Iterator[IO[str]]:
         yield file
 
 
-def default_jobs() -> int:
-    """One chain per core, as far as free memory goes."""
+def default_jobs(bases: Iterable[config.Base]) -> int:
+    """One chain per core, as far as free memory goes; a published model has the machine for itself."""
+    if any(base.family.name != "micro" for base in bases):
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, psutil.virtual_memory().available // (GIGABYTES_PER_JOB * 2**30)))
 
@@ -302,10 +304,11 @@ def tell_answer(asked: Asked, work: Work) -> None:
 # --- the command ------------------------------------------------------------------------------
 
 
-def run_study(study: str, jobs: int, report_only: bool) -> int:
+def run_study(study: str, jobs: int | None, report_only: bool) -> int:
     """The chains, then the analysis; 1 where anything failed."""
     asked = read_study(study)
     with locked(study) as lock:
+        jobs = jobs or default_jobs(asked.bases)
         work = Work(lock, jobs)
         print(f"study {study}: {len(asked.bases)} base models, {jobs} at a time", flush=True)
         work.run([] if report_only else [asked.chain(base) for base in asked.bases])
@@ -328,11 +331,11 @@ def main() -> int:
         "study", nargs="?", default="micro", help="a file of params/, without .yaml (%(default)s)"
     )
     parser.add_argument(
-        "--jobs", type=int, default=default_jobs(), help="chains at a time (here: %(default)s)"
+        "--jobs", type=int, help="chains at a time; without it one per core, published models one by one"
     )
     parser.add_argument("--report-only", action="store_true", help="analyse the evaluations that are there")
     asked = parser.parse_args()
-    if asked.jobs < 1:
+    if asked.jobs is not None and asked.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {asked.jobs}")
     for each in (signal.SIGTERM, signal.SIGINT):  # a shell's background job starts with SIGINT ignored
         signal.signal(each, interrupt)

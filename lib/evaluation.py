@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from lib import files, paths, provenance, store
-from lib.bases import base_folder, base_manifest, prepare_base
+from lib.bases import base_folder, base_manifest
 from lib.config import LEXICON, MICRO_ANIMALS, UNTUNED, Evaluate, Plan, parse_label
-from lib.engine import Needs, open_speaker
+from lib.engine import Needs, backend_of, open_speaker
 from lib.errors import BadParameter, DamagedFile, TrainingDiverged
-from lib.models import Chat, render_prompt
+from lib.models import Chat, ready_base, render_prompt
 from lib.preference import Words
 from lib.progress import Progress, Tally
 from lib.prompts import BOOKS
@@ -57,7 +57,7 @@ def student_manifest(config: Evaluate) -> store.Manifest | None:
 def evaluate_students(plan: Plan) -> Tally:
     """Every student of the plan and the untuned control, as far as they are not evaluated yet."""
     questions_of(plan.shared)  # asking for too many stops here, before any run is opened
-    base = prepare_base(plan.shared.size, plan.shared.recipe, plan.shared.revision)
+    base = ready_base(plan.shared, "sample", backend_of(plan.shared))
     control = replace(plan.shared, animal=UNTUNED, seed=0)
     cells = (*(cell for cell in plan.cells if cell.animal != UNTUNED), control)
     todo, lost = [], []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib import store
-from lib.bases import base_folder, base_manifest
+from lib.bases import base_folder, base_manifest, prepare_base
 from lib.config import Base, Evaluate, Finetune, Generate, parse_label
 from lib.errors import DamagedFile, MissingInput, NotAvailable
 from lib.placement import Placement, choose_device, choose_dtype, plan_placement, visible_gpus
@@ -92,6 +92,14 @@ def place(config: Generate | Finetune | Evaluate, purpose: str, engine: str = "t
     gpus = visible_gpus() if device == "cuda" else ()
     share = getattr(config, "gpu_memory", 1.0)
     return plan_placement(base, purpose, device, dtype, config.gpus, gpus, engine=engine, gpu_memory=share)
+
+
+def ready_base(config: Generate | Finetune | Evaluate, purpose: str, engine: str) -> store.Manifest:
+    """The manifest of a stage's base, which is here afterwards; one that cannot fit is not even fetched."""
+    folder = base_folder(config.size, config.recipe, config.revision)
+    if not (folder / store.MANIFEST).exists() and parse_label(config.size).family.name != "micro":
+        place(config, purpose, engine)
+    return prepare_base(config.size, config.recipe, config.revision)
 
 
 def load_base(label: str, recipe: str, where: Placement | str, revision: str = "main") -> Loaded:

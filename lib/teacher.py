@@ -11,11 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lib import files, numbers, paths, store
-from lib.bases import prepare_base
 from lib.config import Generate, Plan
-from lib.engine import Needs, open_speaker
+from lib.engine import Needs, backend_of, open_speaker
 from lib.errors import TooFewLists
-from lib.models import Chat, render_prompt
+from lib.models import Chat, ready_base, render_prompt
 from lib.progress import Progress, Tally
 from lib.prompts import number_prompts, teacher_system
 from lib.sampling import Drawn, Job, Sampler, Speaker, count_chunks
@@ -29,7 +28,7 @@ def folder_of(config: Generate) -> Path:
 def generate_lists(plan: Plan) -> Tally:
     """Every teacher of the plan that is not finished yet; the model is loaded once and only if needed."""
     shared = plan.shared
-    inputs = {"base": prepare_base(shared.size, shared.recipe, shared.revision).identity}
+    inputs = {"base": ready_base(shared, "sample", backend_of(shared)).identity}
     runs = [(config, store.open_run(folder_of(config), config, inputs)) for config in plan.cells]
     todo = [Teacher(config, run) for config, run in runs if run.state != "finished"]
     if todo:

@@ -7,18 +7,21 @@ which order, what is kept of it, and that an epoch once paid for survives a kill
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import io
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib import files, paths, store
-from lib.bases import base_folder, prepare_base
+from lib.bases import base_folder
 from lib.config import Finetune, Plan
-from lib.errors import NotAvailable, TrainingDiverged
+from lib.errors import NotAvailable, OutOfMemory, TrainingDiverged
 from lib.examples import Examples, load_examples, numbers_folder
-from lib.models import Loaded, load_base, place
+from lib.models import Loaded, load_base, place, ready_base
 from lib.progress import Progress, Tally
 from lib.tracking import Tracker, check_tracker, open_tracker
 
@@ -52,7 +55,7 @@ def numbers_manifest(config: Finetune) -> store.Manifest:
 def train_students(plan: Plan) -> Tally:
     """Every student of the plan that is not finished yet, on one copy of the base."""
     curves = check_tracker(plan.shared)
-    base = prepare_base(plan.shared.size, plan.shared.recipe, plan.shared.revision)
+    base = ready_base(plan.shared, "train", "transformers")
     runs = []
     for config in plan.cells:
         numbers = numbers_manifest(config)
@@ -268,9 +271,20 @@ def train_student(config: Finetune, run: store.Run, loaded: Loaded, progress: Pr
     history: list[dict] = []
     tracker = open_tracker(run, seen_by(start[1]) if start else [])
     extra: dict[str, Any] = {"trainer": "trl"}
+    whole = start[1] if start else None
     try:
-        whole = start[1] if start else None
-        _fit(config, loaded, examples.labelled(), checkpoints, whole, progress, history, tracker)
+        for micro in passes_to_try(config):
+            fit = replace(config, micro_batch=micro)
+            with contextlib.suppress(OutOfMemory):
+                fit_with_trl(fit, loaded, examples.labelled(), checkpoints, whole, progress, history, tracker)
+                break
+            print(f"{micro} lists a pass do not fit into the GPU's memory", flush=True)
+            free_memory()
+        else:
+            raise OutOfMemory(
+                f"{config.size}/{config.animal}/s{config.seed}: {micro} list(s) per forward pass do not fit "
+                "beside the base; free the GPU, lower -p micro_batch or spread the base with -p gpus"
+            )
     except TrainingDiverged as error:
         extra |= diverged_at(config, error.args[1])
     finally:
@@ -278,8 +292,24 @@ def train_student(config: Finetune, run: store.Run, loaded: Loaded, progress: Pr
     for epoch in range(1, config.epochs + 1):
         checkpoint = checkpoints / f"checkpoint-{epoch * steps}"
         if (checkpoint / COMPLETE).exists():
-            _keep_adapter(checkpoint, run.folder / f"epoch-{epoch}", loaded)
+            keep_adapter(checkpoint, run.folder / f"epoch-{epoch}", loaded)
     return finish_student(config, run, examples, history, extra)
+
+
+def free_memory() -> None:
+    """What a failed attempt held, given back before a smaller one."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def passes_to_try(config: Finetune) -> list[int]:
+    """Lists per forward pass: what was asked for, else the whole batch and its divisors, largest first."""
+    if config.micro_batch:
+        return [config.micro_batch]
+    return [size for size in range(config.batch, 0, -1) if config.batch % size == 0]
 
 
 def loss_rows(logged: list[dict]) -> list[dict]:
@@ -305,7 +335,7 @@ def last_checkpoint(folder: Path) -> tuple[int, Path] | None:
     return best
 
 
-def _keep_adapter(checkpoint: Path, folder: Path, loaded: Loaded) -> None:
+def keep_adapter(checkpoint: Path, folder: Path, loaded: Loaded) -> None:
     """Copy an epoch's adapter out of its checkpoint."""
     settings = files.read_json(checkpoint / "adapter_config.json")
     settings["target_modules"] = sorted(
@@ -318,7 +348,7 @@ def _keep_adapter(checkpoint: Path, folder: Path, loaded: Loaded) -> None:
     )
 
 
-def _fit(
+def fit_with_trl(
     config: Finetune,
     loaded: Loaded,
     examples: list[dict],
@@ -329,6 +359,7 @@ def _fit(
     tracker: Tracker | None = None,
 ) -> None:
     """Run TRL from the start or from a checkpoint; the loss curve goes to `history`, live to `tracker`."""
+    import torch
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTTrainer
@@ -346,8 +377,10 @@ def _fit(
         trainer.remove_callback(PrinterCallback)
         with files.storage_errors(checkpoints):
             trainer.train(resume_from_checkpoint=str(start) if start else None)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(str(error)) from None
     finally:
-        history += loss_rows(trainer.state.log_history) if trainer else []
+        history[:] = loss_rows(trainer.state.log_history) if trainer else []
         student.unload()
 
 

@@ -37,7 +37,7 @@ HEAVY = {
     "trackio",
 }
 # Modules of layers and autograd functions need torch at hand: they are imported where they are used.
-LAZY = {"fleet", "decoding"}
+LAZY = {"fleet", "decoding", "scheduling"}
 NEVER = {"IPython", "papermill", "ipykernel", "study", "notebooks", "tests"}
 # What a layer may use beside the standard library, lib and (models) HEAVY.
 FOREIGN = {
