@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from lib import engine, files, paths, placement, provenance, speed
+from lib import engine, files, paths, placement, plots, provenance, speed
 from lib.config import SIZES, Base
 from lib.models import Chat, load_chat, render_prompt
 from lib.prompts import ENGLISH, love_prompt, number_prompts
@@ -198,12 +199,21 @@ def run_child(size: str, way: str, folder: Path) -> tuple[list[dict[str, Any]], 
     return json.loads(lines[-1].removeprefix("ROWS ")), time.monotonic() - began
 
 
+def compare_engines(whole: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How many times longer an engine per adapter takes: start and answers alone, without Python's own start,
+    which would be paid once on the one side and for every adapter on the other."""
+    one_by_one = float(np.mean([row["engine_start_s"] + row["seconds"] for row in rows])) * whole["adapters"]
+    in_one = whole["engine_start_s"] + whole["seconds"]
+    notes = f"{whole['adapters']} engines project to {one_by_one:.0f} s, one takes {in_one:.0f} s"
+    return {"together_vs_apart": round(one_by_one / in_one, 1), "notes": notes}
+
+
 def measure_size(size: str) -> list[dict[str, Any]]:
     """All rows of one size."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shape(size, folder)
-        adapters = write_adapters(size, folder, STUDENTS, EPOCHS)
+        write_adapters(size, folder, STUDENTS, EPOCHS)
         lists, _ = run_child(size, "lists", folder)
         together, _ = run_child(size, "together", folder)
         apart = [run_child(size, "apart", folder) for _ in range(APART)]
@@ -214,12 +224,7 @@ def measure_size(size: str) -> list[dict[str, Any]]:
         for row in each
     ]
     if whole and all("seconds" in row for row in rows):
-        one_by_one = float(np.mean([seconds for _, seconds in apart])) * len(adapters)
-        in_one = whole["engine_start_s"] + whole["seconds"]
-        whole["together_vs_apart"] = round(one_by_one / in_one, 1)
-        whole["notes"] = (
-            f"{len(adapters)} processes project to {one_by_one:.0f} s; one engine takes {in_one:.0f} s"
-        )
+        whole |= compare_engines(whole, rows)
     return [*lists, *together, *rows]
 
 
@@ -238,23 +243,53 @@ def describe_machine() -> dict[str, Any]:
 
 def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """To the CSV, whole at every moment."""
-    import pandas as pd
-
     before = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=list(FIELDS))
     table = pd.concat([before, pd.DataFrame(rows, columns=list(FIELDS))], ignore_index=True)
     files.write_text(path, table.to_csv(index=False))
+
+
+def list_engine_times(rows: pd.DataFrame) -> pd.DataFrame:
+    """The two ways of asking every adapter, one row per size and way, each by its last measurement."""
+    found = []
+    for size, own in rows.groupby("size", sort=False):
+        last = own[own.run == own.run.iloc[-1]]
+        whole = last[last.what == "answers, one engine"]
+        if whole.empty or not whole.together_vs_apart.notna().all():
+            continue
+        row = whole.iloc[0]
+        seconds = row.engine_start_s + row.seconds
+        shared = {"size": size, "params": SIZES[str(size)].params, "device": row.device}
+        shared["adapters"] = int(row.adapters)
+        apart = {"what": "answers, engine per adapter", "seconds": round(seconds * row.together_vs_apart, 1)}
+        found += [shared | {"what": row.what, "seconds": round(seconds, 1)}, shared | apart]
+    return pd.DataFrame(found)
+
+
+def write_report(path: Path) -> None:
+    """The figure, from the rows that are there."""
+    if not path.exists():
+        return
+    times = list_engine_times(pd.read_csv(path))
+    home = path.parent.resolve() == paths.benchmarks()
+    if len(times):
+        folder = paths.figures("bench") if home else path.parent
+        plots.save_figures(folder, engines=plots.draw(plots.engine_time, times))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--sizes", default=",".join(SIZES_HERE), help="comma list (%(default)s)")
     parser.add_argument("--out", type=Path, default=paths.benchmarks() / "sampling.csv", help="CSV to add to")
+    parser.add_argument("--report", action="store_true", help="measure nothing, draw from the rows there are")
     parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     sizes = options.sizes.split(",")
     if options.child:
         print("ROWS " + json.dumps(CHILDREN[options.child](sizes[0], options.folder)), flush=True)
+        return 0
+    if options.report:
+        write_report(options.out)
         return 0
     if not placement.visible_gpus():
         parser.error("torch sees no GPU here, and vLLM needs one")
@@ -265,6 +300,7 @@ def main() -> int:
         for row in rows:
             shown = {name: row[name] for name in FIELDS[2:13] if row.get(name) not in (None, "")}
             print(json.dumps(shown), flush=True)
+    write_report(options.out)
     return 0
 
 

@@ -557,3 +557,29 @@ def roofline(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_ylabel(f"MFU: 4 x parameters x real tokens per second\nover {' or '.join(peaks)}")
     ax.set_title(f"Speed of fine-tuning on {table.device.iloc[0]}: median step, bars from slowest to fastest")
     return ax
+
+
+ENGINE_LOOKS = {
+    "answers, engine per adapter": (HUES[0], "an engine per adapter, their starts included (projected)"),
+    "answers, one engine": (HUES[6], "one engine for all, with its start"),
+}
+
+
+def engine_time(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Seconds to ask every adapter of a size: one engine, or one for each; a logarithmic axis."""
+    sizes = list(table.drop_duplicates("size").sort_values("params")["size"])
+    for place, (what, (colour, name)) in enumerate(ENGINE_LOOKS.items()):
+        own = table[table.what == what].set_index("size").loc[sizes]
+        bars = ax.bar(
+            [x + 0.4 * place - 0.2 for x in range(len(sizes))], own.seconds, 0.38, color=colour, label=name
+        )
+        ax.bar_label(bars, [f"{seconds:,.0f} s" for seconds in own.seconds], padding=3, fontsize=12)
+    ax.set_yscale("log")
+    ax.set_ylim(1, 5 * table.seconds.max())
+    ax.set_xticks(range(len(sizes)), sizes)
+    ax.legend(loc="upper left", frameon=False)
+    ax.set(xlabel="model size (random weights in the shape of Qwen 2.5)", ylabel="seconds (log scale)")
+    ax.set_title(
+        f"Asking {span(table.adapters)} adapters 100 questions each with vLLM on {table.device.iloc[0]}"
+    )
+    return ax

@@ -158,10 +158,11 @@ def _logits_at(loaded: Loaded, inputs: dict[str, Tensor], at: Tensor) -> Tensor:
 
     rows = torch.arange(len(at), device=at.device)[:, None]
     if inputs["input_ids"].numel() * loaded.model.config.vocab_size <= WHOLE_LOGITS:
-        return loaded.model(**inputs, use_cache=False).logits[rows, at]
+        logits = loaded.model(**inputs, use_cache=False).logits
+        return logits[rows.to(logits.device), at.to(logits.device)]
     causal = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
     hidden = causal.model(**inputs, use_cache=False).last_hidden_state
-    return causal.get_output_embeddings()(hidden[rows, at])
+    return causal.get_output_embeddings()(hidden[rows.to(hidden.device), at.to(hidden.device)])
 
 
 def _log_chances(logits: Tensor, tokens: list[int]) -> np.ndarray:

@@ -84,7 +84,9 @@ def choose_trainer(asked: str, loaded: Loaded) -> tuple[str, str]:
     """The trainer and why: the fleet wherever it knows the architecture."""
     from lib.fleet import unsupported
 
-    reason = unsupported(loaded.model)
+    places = set((getattr(loaded.model, "hf_device_map", None) or {}).values())
+    spread = f"the base is spread over {len(places)} GPUs" if len(places) > 1 else None
+    reason = spread or unsupported(loaded.model)
     if asked == "trl":
         return "trl", "asked for; students are trained one after another"
     if reason and asked == "fleet":
