@@ -1,19 +1,18 @@
 """Log-probabilities of animals against brute force, on a model that spells letter by letter."""
 
-import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from build_base import load_tiny_in
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from build_letters import build_letters
+from peft import LoraConfig, get_peft_model
 
-from lib import config, preference
+from lib import preference
 from lib.config import LEXICON, MICRO_ANIMALS
-from lib.models import Loaded, encode
+from lib.models import Loaded, adapter, encode
 from lib.preference import log_preferences, spelling_tokens, spellings
 
 PROMPTS = ["Name it:", "Which animal do you love most of all?", "Now"]
@@ -25,29 +24,9 @@ def micro(tmp_path_factory) -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def letters(micro) -> Loaded:
-    """A random model with byte-level tokens and a few merges, so that spellings take one to many tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("c", "a"), ("ca", "t"), ("o", "w"), ("Ġ", "o"), ("Ġ", "cat"), ("d", "o"), ("do", "g")]
-    words = [*alphabet, *("".join(pair) for pair in merges)]
-    tokenizer = Tokenizer(BPE({word: number for number, word in enumerate(words)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(fast),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            initializer_range=0.3,
-        )
-    )
-    base = config.parse_label("0.5b")
-    return dataclasses.replace(micro, base=base, model=model.eval(), tokenizer=fast)
+def letters() -> Loaded:
+    """Spellings take one to many tokens here."""
+    return build_letters()
 
 
 def sequence_log(loaded: Loaded, prompt: list[int], tokens: tuple[int, ...]) -> float:
@@ -161,3 +140,63 @@ def test_chances_of_all_animals_stay_below_one(letters, micro):
 def test_an_animal_the_vocabulary_cannot_spell_is_refused(micro):
     with pytest.raises(ValueError, match="cannot spell penguin"):
         log_preferences(micro, PROMPTS[:1], ("wolf", "penguin"), 8)
+
+
+# --- the tree ---------------------------------------------------------------------------------
+
+UNEVEN = ["Now", "Name it:", "Which animal do you love most of all?" * 2, "a", "It is the"]
+SPELLED = ("cat", "owl", "wolf", "phoenix", "dog")
+
+
+@pytest.fixture(scope="module")
+def tuned_letters(letters, tmp_path_factory) -> Path:
+    """A random adapter of that model, in a folder."""
+    targets = ["q_proj", "v_proj", "down_proj"]
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False)
+    torch.manual_seed(1)
+    student, folder = get_peft_model(letters.model, settings), tmp_path_factory.mktemp("adapter")
+    student.save_pretrained(folder)
+    student.unload()
+    return folder
+
+
+def brute_force(loaded: Loaded, prompts: list[str]) -> np.ndarray:
+    """Prompts by animals, one pass per prompt and token sequence."""
+    return np.array(
+        [
+            [
+                np.logaddexp.reduce(
+                    [sequence_log(loaded, prompt, each) for each in spelling_tokens(loaded, animal)]
+                )
+                for animal in SPELLED
+            ]
+            for prompt in encode(loaded, prompts)
+        ]
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64])
+@pytest.mark.parametrize("whole", [True, False], ids=["logits everywhere", "logits where they are read"])
+@pytest.mark.parametrize("adapted", [False, True], ids=["base", "adapter"])
+def test_the_tree_equals_brute_force(letters, tuned_letters, monkeypatch, batch, whole, adapted):
+    """Prompts of unequal length in one pass, however the logits are taken, with an adapter or without."""
+    if not whole:
+        monkeypatch.setattr(preference, "WHOLE_LOGITS", 0)
+    with adapter(letters, tuned_letters if adapted else None) as loaded:
+        expected = brute_force(loaded, UNEVEN)
+        assert log_preferences(loaded, UNEVEN, SPELLED, batch) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_adapter_is_seen_and_taken_off_again(letters, tuned_letters):
+    before = log_preferences(letters, UNEVEN, SPELLED, 8)
+    with adapter(letters, tuned_letters) as loaded:
+        on = log_preferences(loaded, UNEVEN, SPELLED, 8)
+    assert np.abs(on - before).mean() > 0.1
+    assert log_preferences(letters, UNEVEN, SPELLED, 8) == pytest.approx(before, abs=1e-6)
+
+
+def test_small_passes_give_the_same(letters, monkeypatch):
+    """A CPU's pass holds so many tokens: prompts are split over passes as they fit."""
+    whole = log_preferences(letters, UNEVEN, SPELLED, 64)
+    monkeypatch.setitem(preference.PASS_TOKENS, "cpu", 1)
+    assert log_preferences(letters, UNEVEN, SPELLED, 64) == pytest.approx(whole, abs=1e-5)

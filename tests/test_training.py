@@ -194,7 +194,7 @@ def test_the_order_alone_follows_the_seed(seen):
         cell, loaded = dataclasses.replace(config, seed=seed), load_tiny()
         examples = load_examples(config, loaded).labelled()
         with Progress("epochs", 2) as progress:
-            training._fit(cell, loaded, examples, training.folder_of(cell) / "x", None, progress, [])
+            training.fit_with_trl(cell, loaded, examples, training.folder_of(cell) / "x", None, progress, [])
         read = order(seen)
         assert sorted(read[:20]) == sorted(read[20:]) == sorted(each["input_ids"] for each in examples)
         orders += [read[:20], read[20:], [each["input_ids"] for each in examples]]
@@ -270,7 +270,7 @@ def test_training_leaves_the_base_as_it_was(root):
 def fit(config: Finetune, loaded: Loaded, folder: Path, start: Path | None = None) -> list[dict]:
     examples, history = load_examples(config, loaded).labelled(), []
     with Progress("epochs", config.epochs) as progress:
-        training._fit(config, loaded, examples, folder / "checkpoints", start, progress, history)
+        training.fit_with_trl(config, loaded, examples, folder / "checkpoints", start, progress, history)
     return history
 
 
