@@ -49,7 +49,7 @@ class RoomyLayer(DynamicLayer):
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
-        self.buffers = tuple(buffer[rows] for buffer in self.buffers)
+        self.buffers = tuple(buffer[rows.to(buffer.device)] for buffer in self.buffers)
         self.show(self.length)
 
 
