@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.metadata
 import importlib.util
 import os
 import time
@@ -139,7 +140,6 @@ def engine_arguments(folder: Path, placement: Placement, needs: Needs) -> dict[s
         "max_num_seqs": AT_ONCE,
         "max_num_batched_tokens": READ_AT_ONCE[_is_large(placement)],
         "enable_prefix_caching": True,
-        "scheduler_cls": "lib.scheduling.LeanScheduler",
         "disable_log_stats": True,
         # Compiling would take a minute at every start; graphs of the decoding step alone take seconds.
         "compilation_config": {
@@ -148,7 +148,13 @@ def engine_arguments(folder: Path, placement: Placement, needs: Needs) -> dict[s
             "cudagraph_capture_sizes": list(GRAPHS),
         },
         **(adapters if needs.adapters else {}),
+        **({"scheduler_cls": "lib.scheduling.LeanScheduler"} if _is_known_vllm() else {}),
     }
+
+
+def _is_known_vllm() -> bool:
+    """The lean scheduler follows the insides of one version; under any other vLLM's own does."""
+    return importlib.metadata.version("vllm").startswith("0.26.")
 
 
 def _is_large(placement: Placement) -> bool:
