@@ -180,7 +180,7 @@ def starting(placement: Placement) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise NotAvailable(_too_small(placement, error)) from error
-    except (ValueError, RuntimeError) as error:
+    except (ImportError, ValueError, RuntimeError) as error:
         text = str(error)
         small = ("Free memory on device", "No available memory", "KV cache", "out of memory")
         if any(each in text for each in small):
@@ -241,13 +241,13 @@ class Engine:
             os.environ.setdefault(name, value)
         if importlib.util.find_spec("flashinfer") is None:
             os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
-        from vllm import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-
         began = time.monotonic()
         self._chat = chat
         self._adapters: dict[Path, LoRARequest] = {}
         with starting(placement):
+            from vllm import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
             arguments = engine_arguments(folder, placement, needs) | more
             self.engine: LLMEngine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self.start_seconds = time.monotonic() - began
