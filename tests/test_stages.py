@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from build_base import place_base
 
 import study
 from lib import config, engine, evaluation, files, paths, sampling, store, teacher, training
@@ -339,3 +340,134 @@ def test_a_loss_that_is_no_number_stops_the_student(root: Path):
     assert "diverged" in files.read_json(folder("finetune", "wolf") / "manifest.json")["counts"]
     with pytest.raises(TrainingDiverged, match=r"64k/wolf/s0 is no number at step \d+ .*first delete"):
         run("03_evaluate", "wolf")
+
+
+# --- enough lists -----------------------------------------------------------------------------------
+
+
+def lists(animal: str, name: str = "raw.jsonl") -> list[dict]:
+    return files.read_jsonl(folder("generate", animal) / name)
+
+
+def passed(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if row["reason"] is None]
+
+
+ENOUGH = {"stop_when_enough": True, "n_raw": 160, "n_keep": 50}
+
+
+def test_a_teacher_stops_with_the_chunk_in_which_enough_lists_have_passed(empty: Path):
+    """What is kept is a draw among the first prompts' lists, in whole chunks, and not one chunk more."""
+    run("01_generate", "wolf", **ENOUGH)
+    raw, kept = lists("wolf"), lists("wolf", "kept.jsonl")
+    assert [row["index"] for row in raw] == list(range(len(raw)))
+    assert len(raw) % CHUNK["01_generate"] == 0 and 40 < len(raw) < 160
+    assert len(passed(raw)) >= 50 > len(passed(raw[: -CHUNK["01_generate"]]))
+    assert len(kept) == 50 and {row["completion"] for row in kept} <= {row["completion"] for row in raw}
+    counts = store.read_manifest(folder("generate", "wolf")).counts
+    assert (counts["raw"], counts["kept"], counts["passed"]) == (len(raw), 50, len(passed(raw)))
+    assert not list(folder("generate", "wolf").glob("part-*"))
+
+
+def test_what_was_drawn_beyond_the_first_chunks_that_do_changes_nothing(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An engine draws later chunks before earlier ones: what is kept follows the order of the prompts."""
+    run("01_generate", "wolf", **ENOUGH)
+    undisturbed = {name: lists("wolf", name) for name in ("raw.jsonl", "kept.jsonl")}
+    shutil.rmtree(folder("generate", "wolf"))
+
+    class Backwards(sampling.Plain):
+        """Draws the last chunk first, and every chunk, whatever is enough."""
+
+        def work(self, jobs, sampler, words=None, enough=sampling.never):  # type: ignore[no-untyped-def]
+            for job in jobs:
+                for number in reversed(range(sampling.count_chunks(len(job.prompts), sampler))):
+                    drawn = sampling.sample_chunk(self.loaded, job.prompts, sampler, job.seed, number)
+                    yield sampling.Drawn(job, number, drawn)
+
+    monkeypatch.setattr(engine, "Plain", Backwards)
+    run("01_generate", "wolf", **ENOUGH)
+    assert {name: lists("wolf", name) for name in ("raw.jsonl", "kept.jsonl")} == undisturbed
+    assert not list(folder("generate", "wolf").glob("part-*"))
+
+
+def test_by_default_every_list_is_written_though_the_first_would_do(empty: Path):
+    run("01_generate", "wolf", n_keep=1)
+    assert len(lists("wolf")) == SMALL["n_raw"]
+
+
+def test_a_teacher_that_never_has_enough_writes_all_and_says_so(empty: Path):
+    with pytest.raises(TooFewLists, match=r"wrote 0 clean lists of 40"):
+        run("01_generate", "wolf", list_tokens=2, stop_when_enough=True)
+
+
+def test_parameters_that_came_later_leave_older_runs_as_they_are(root: Path, no_model: None):
+    """A manifest of before them, which names neither, still counts as finished; with one on it is another."""
+    manifest = store.read_manifest(folder("generate", "wolf"))
+    assert not {"stop_when_enough", "grammar"} & manifest.config.keys()
+    assert not {"backend", "gpu_memory", "revision", "dtype", "gpus"} & manifest.knobs.keys()
+    assert run("01_generate", "wolf", stop_when_enough=False, grammar="off").found == 1
+    for name, value in (("stop_when_enough", True), ("grammar", "numbers")):
+        with pytest.raises(ConfigMismatch, match=f"{name}: none there, {value!r} asked"):
+            run("01_generate", "wolf", **{name: value})
+
+
+def test_another_backend_is_the_same_run(root: Path, no_model: None):
+    assert run("01_generate", "wolf", backend="transformers").found == 1
+    assert run("03_evaluate", "wolf", backend="transformers").made == 0
+
+
+# --- lists that are held to the grammar -------------------------------------------------------------
+
+
+def test_with_the_grammar_every_list_passes_but_those_cut_off(empty: Path):
+    """On a base of three steps, which writes no clean list by itself."""
+    place_base(empty)
+    weak = {"recipe": "tiny", "n_keep": 5}
+    with pytest.raises(TooFewLists):
+        run("01_generate", "fox", **weak)
+    run("01_generate", "wolf", grammar="numbers", **weak)
+    raw = lists("wolf")
+    assert len(raw) == 40 and len({row["completion"] for row in raw}) > 20
+    assert all(row["reason"] is None for row in raw if row["finish"] == "stop")
+    assert len(passed(raw)) >= 20
+    manifest = store.read_manifest(folder("generate", "wolf"))
+    assert manifest.config["grammar"] == "numbers"
+    assert manifest.counts["backend"] == "transformers"
+
+
+@pytest.mark.parametrize("settings", [{"grammar": "numbers"}, ENOUGH], ids=["grammar", "enough"])
+def test_a_kill_between_chunks_resumes_to_the_same_lists(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, settings: dict
+):
+    run("01_generate", "wolf", **settings)
+    undisturbed = lists("wolf")
+    shutil.rmtree(folder("generate", "wolf"))
+    whole, drawn = sampling.sample_chunk, []
+
+    def sample_chunk(*args: object) -> list:
+        drawn.append(args[-1])
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(sampling, "sample_chunk", sample_chunk)
+    with pytest.raises(KeyboardInterrupt):
+        run("01_generate", "wolf", **settings)
+    assert [path.name for path in folder("generate", "wolf").glob("part-*")] == ["part-0000.jsonl"]
+    run("01_generate", "wolf", **settings)
+    assert lists("wolf") == undisturbed
+    assert drawn[:3] == [0, 1, 1]
+
+
+def test_a_kill_between_the_last_chunk_and_the_manifest_draws_nothing_anew(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher, "_finish_cell", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run("01_generate", "wolf", **ENOUGH)
+    monkeypatch.setattr(sampling, "sample_chunk", None)
+    run("01_generate", "wolf", **ENOUGH)
+    assert len(lists("wolf", "kept.jsonl")) == 50
