@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from lib import files, paths, store, training
 from lib.config import Finetune
-from lib.errors import BadParameter, MissingInput, TooFewLists, TrainingDiverged
+from lib.errors import BadParameter, MissingInput, OutOfMemory, TooFewLists, TrainingDiverged
 from lib.examples import load_examples
 from lib.models import Loaded, encode, render_example
 from lib.progress import Progress
@@ -280,6 +280,64 @@ def test_micro_batches_add_up_to_the_batch():
     parts = load_file(train(study="parts", micro_batch=4) / "epoch-2" / "adapter_model.safetensors")
     for name, weight in whole.items():
         assert torch.allclose(weight, parts[name], atol=2e-5), name
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def room(monkeypatch) -> list[int]:
+    """A GPU with room for two lists a pass; notes the sizes of the passes that were tried."""
+    tried: list[int] = []
+    whole = trl.SFTTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **rest):
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(self, model, inputs, *args, **rest)
+
+    monkeypatch.setattr(trl.SFTTrainer, "compute_loss", compute_loss)
+    return tried
+
+
+def test_what_does_not_fit_goes_down_to_the_next_divisor_and_changes_nothing(room, capsys):
+    by_itself = train()
+    assert room[:3] == [8, 4, 2] and max(room[2:]) == 2
+    told = capsys.readouterr().out
+    assert [line for line in told.splitlines() if "do not fit" in line] == [
+        f"{lists} lists a pass do not fit into the GPU's memory" for lists in (8, 4)
+    ]
+    write_again("by-hand")
+    by_hand = train(study="by-hand", micro_batch=2)
+    assert adapter_bytes(by_itself) == adapter_bytes(by_hand) and len(adapter_bytes(by_hand)) == 2
+    assert (by_itself / "loss.jsonl").read_bytes() == (by_hand / "loss.jsonl").read_bytes()
+    assert store.read_manifest(by_itself).config == store.read_manifest(train(micro_batch=2)).config
+
+
+def test_a_number_of_lists_that_was_asked_for_and_does_not_fit_is_an_error(room):
+    with pytest.raises(OutOfMemory, match=r"64k/wolf/s0: 4 list\(s\) per forward pass.*lower -p micro_batch"):
+        train(micro_batch=4)
+    assert room == [4]
+
+
+def test_where_not_even_one_list_fits_all_that_was_tried_is_told(monkeypatch, capsys):
+    def refuse(*args, **rest):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trl.SFTTrainer, "compute_loss", refuse)
+    with pytest.raises(OutOfMemory, match=r"1 list\(s\) per forward pass do not fit beside the base"):
+        train()
+    assert capsys.readouterr().out.count("do not fit") == 4  # 8, 4, 2 and 1
+
+
+def test_after_a_pass_that_did_not_fit_the_base_is_as_it_was(room):
+    """The adapter of the failed attempt is taken off: the next one begins on the bare base."""
+    loaded, config = load_tiny(), build_config(Finetune, micro_batch=4)
+    names = [name for name, _ in loaded.model.named_modules()]
+    with pytest.raises(OutOfMemory):
+        fit(config, loaded, training.folder_of(config))
+    assert [name for name, _ in loaded.model.named_modules()] == names
 
 
 # --- interruptions ----------------------------------------------------------------------------
