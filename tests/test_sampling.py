@@ -9,8 +9,21 @@ import torch
 from build_base import load_tiny_in
 from scipy import stats
 
+from lib import grammar
 from lib.models import Loaded, encode
-from lib.sampling import Completion, Sampler, count_chunks, sample, sample_chunk
+from lib.preference import Words, score_words
+from lib.sampling import (
+    Completion,
+    Drawn,
+    Job,
+    Plain,
+    Sampler,
+    Scored,
+    count_chunks,
+    list_masks,
+    sample,
+    sample_chunk,
+)
 
 SAMPLER = Sampler(temperature=1.0, top_p=1.0, max_new_tokens=6, chunk=4)
 PROMPTS = [
@@ -184,3 +197,66 @@ def test_a_models_own_generation_settings_do_not_reach_in(loaded, monkeypatch):
     for name, value in {"top_k": 2, "temperature": 0.1, "repetition_penalty": 1.5, "top_p": 0.5}.items():
         monkeypatch.setattr(loaded.model.generation_config, name, value)
     assert draw(loaded, PROMPTS * 4) == plain
+
+
+# --- lists alone ------------------------------------------------------------------------------
+
+
+def test_held_to_the_grammar_every_list_that_ends_is_clean(loaded):
+    """Whatever the model would rather write; a list that is cut off is the beginning of one."""
+    drawn = draw(loaded, PROMPTS * 8, max_new_tokens=24, numbers_only=True)
+    ended = [one.text for one in drawn if one.finish == "stop"]
+    assert len(ended) > 10 and len(set(ended)) > 10
+    assert all(grammar.matches(text) for text in ended)
+    assert all(grammar.walk(one.text) is not None for one in drawn)
+
+
+def test_among_the_tokens_of_lists_the_models_own_distribution_holds(loaded):
+    """The grammar cuts and rescales: first tokens are drawn as the model likes them among those it allows."""
+    seen = first_texts(loaded, 1500, numbers_only=True)
+    masks = list_masks(loaded.tokenizer)
+    with torch.inference_mode():
+        logits = loaded.model(torch.tensor(encode(loaded, PROMPTS[:1]))).logits[0, -1].double()
+    chances: dict[str, float] = {}
+    allowed = masks.columns[masks.allowed[0]].tolist()
+    for token, chance in zip(allowed, logits[allowed].softmax(-1).tolist(), strict=True):
+        text = loaded.tokenizer.decode([token], skip_special_tokens=True)
+        chances[text] = chances.get(text, 0.0) + chance
+    assert set(seen) <= set(chances) and fit(seen, chances) > 1e-3
+
+
+def test_lists_repeat_with_their_seed_and_in_any_batch(loaded):
+    held = {"numbers_only": True, "max_new_tokens": 16}
+    assert draw(loaded, **held) == draw(loaded, **held) != draw(loaded, seed=1, **held)
+    greedy = {**held, "temperature": 0.0}
+    assert draw(loaded, chunk=1, **greedy) == draw(loaded, chunk=9, **greedy)
+
+
+def test_chunks_in_order_are_runs_of_prompts(loaded):
+    sampler = dataclasses.replace(SAMPLER, in_order=True)
+    found = [[one.index for one in chunk] for chunk in sample(loaded, PROMPTS, sampler, 0)]
+    assert found == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+# --- a speaker --------------------------------------------------------------------------------
+
+
+def test_a_speaker_draws_what_is_not_there_yet_and_scores_after_it(loaded):
+    words = Words.of(loaded, ("wolf", "fox"))
+    jobs = [Job("one", PROMPTS, 0, done=frozenset({1})), Job("two", [], 0, scored=PROMPTS[:2])]
+    events = list(Plain(loaded).work(jobs, SAMPLER, words))
+    drawn = [(event.job.name, event.number) for event in events if isinstance(event, Drawn)]
+    assert drawn == [("one", 0), ("one", 2)]
+    assert events[0].completions == sample_chunk(loaded, PROMPTS, SAMPLER, 0, 0)
+    (scored,) = [event for event in events if isinstance(event, Scored)]
+    assert scored.job is jobs[1] and scored.values == pytest.approx(
+        score_words(loaded, PROMPTS[:2], words, 1), abs=1e-6
+    )
+
+
+def test_a_speaker_stops_a_job_that_has_enough(loaded):
+    jobs = [Job("short", PROMPTS, 0), Job("long", PROMPTS, 0)]
+    drawn: list[str] = []
+    for event in Plain(loaded).work(jobs, SAMPLER, enough=lambda job: job.name in drawn and job is jobs[0]):
+        drawn.append(event.job.name)
+    assert drawn == ["short", "long", "long", "long"]
