@@ -25,7 +25,7 @@ from lib.config import Evaluate, Generate, parse_label
 from lib.errors import EngineFailed, NotAvailable, RowTooLong
 from lib.grammar import NUMBERS_REGEX
 from lib.models import Chat, encode, load_base, load_chat, place
-from lib.placement import Placement, choose_device, visible_gpus
+from lib.placement import BYTES, Placement, choose_device, visible_gpus
 from lib.preference import Head, Words
 from lib.sampling import (
     Completion,
@@ -54,8 +54,8 @@ GRAPHS = (1, 8, 32, 64, 128, 256, 512, 768, AT_ONCE)  # batch sizes with a CUDA 
 SCORED_TOKENS = 128  # whose log-probabilities vLLM gives at a time
 LONGEST = 4096  # tokens of prompt and answer: a study's are a few hundred
 # Tokens of prompts that are read in one step: the more, the fewer steps go without a CUDA graph, which at
-# 0.5B nearly halves the time of 10,000 lists on an H200; smaller GPUs lack the room.
-READ_AT_ONCE, LARGE_GPU = {True: 32768, False: 8192}, 60e9
+# 0.5B nearly halves the time of 10,000 lists on an H200. It takes room beside the weights, bytes on each GPU.
+READ_AT_ONCE, ROOM_TO_READ = {True: 32768, False: 8192}, 30e9
 # Switches of vLLM and its bars, where nobody has set them: quiet, private, in this process.
 SWITCHES = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -120,8 +120,8 @@ def open_speaker(config: Generate | Evaluate, needs: Needs) -> Iterator[Speaker]
 # --- the engine -------------------------------------------------------------------------------
 
 
-def engine_arguments(folder: Path, placement: Placement, needs: Needs) -> dict[str, Any]:
-    """What vLLM is started with."""
+def engine_arguments(folder: Path, placement: Placement, needs: Needs, params: int) -> dict[str, Any]:
+    """What vLLM is started with for a model of so many weights."""
     adapters = {
         "enable_lora": True,
         "max_loras": min(TOGETHER, needs.adapters),
@@ -138,7 +138,7 @@ def engine_arguments(folder: Path, placement: Placement, needs: Needs) -> dict[s
         "gpu_memory_utilization": placement.gpu_memory,
         "max_model_len": LONGEST,
         "max_num_seqs": AT_ONCE,
-        "max_num_batched_tokens": READ_AT_ONCE[_is_large(placement)],
+        "max_num_batched_tokens": READ_AT_ONCE[_has_room(placement, params)],
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         # Compiling would take a minute at every start; graphs of the decoding step alone take seconds.
@@ -157,8 +157,10 @@ def _is_known_vllm() -> bool:
     return importlib.metadata.version("vllm").startswith("0.26.")
 
 
-def _is_large(placement: Placement) -> bool:
-    return min((gpu.total for gpu in visible_gpus() if gpu.index in placement.gpus), default=0) > LARGE_GPU
+def _has_room(placement: Placement, params: int) -> bool:
+    smallest = min((gpu.total for gpu in visible_gpus() if gpu.index in placement.gpus), default=0)
+    weights = params * BYTES[placement.dtype] / placement.tensor_parallel
+    return placement.gpu_memory * smallest - weights > ROOM_TO_READ
 
 
 def check_gpus(placement: Placement) -> None:
@@ -248,7 +250,7 @@ class Engine:
             from vllm import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
-            arguments = engine_arguments(folder, placement, needs) | more
+            arguments = engine_arguments(folder, placement, needs, chat.base.size.params) | more
             self.engine: LLMEngine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self.start_seconds = time.monotonic() - began
 

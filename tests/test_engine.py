@@ -417,8 +417,8 @@ def arguments(monkeypatch) -> Callable[..., dict]:
     """What vLLM of the pinned version would be started with."""
     engine_stand_in.claim_version(monkeypatch, "0.26.0")
 
-    def ask(needs: Needs | None = None, where: Placement = CPU) -> dict:
-        return engine.engine_arguments(Path("base"), where, needs or Needs())
+    def ask(needs: Needs | None = None, where: Placement = CPU, params: int = 10**9) -> dict:
+        return engine.engine_arguments(Path("base"), where, needs or Needs(), params)
 
     return ask
 
@@ -459,11 +459,22 @@ def test_the_placement_reaches_the_engine(arguments):
     )
 
 
-def test_only_a_large_gpu_reads_many_prompts_at_once(arguments, monkeypatch):
+@pytest.mark.parametrize(
+    ("total", "params", "tokens"),
+    [
+        (24e9, 0.5e9, 8192),
+        (141e9, 0.5e9, 32768),
+        (141e9, 32e9, 32768),
+        (80e9, 7e9, 32768),
+        (80e9, 32e9, 8192),
+    ],
+)
+def test_many_prompts_are_read_at_once_where_the_weights_leave_room(
+    arguments, monkeypatch, total, params, tokens
+):
+    monkeypatch.setattr(engine, "visible_gpus", lambda: (Gpu(0, "a GPU", int(total), int(total)),))
     where = Placement("cuda", "bfloat16", (0,))
-    for total, tokens in ((24e9, 8192), (141e9, 32768)):
-        monkeypatch.setattr(engine, "visible_gpus", lambda total=total: (Gpu(0, "a GPU", total, total),))
-        assert arguments(where=where)["max_num_batched_tokens"] == tokens
+    assert arguments(where=where, params=int(params))["max_num_batched_tokens"] == tokens
 
 
 def test_the_stand_in_and_vllm_are_started_with_words_that_both_know(arguments, stand_in):
