@@ -49,6 +49,7 @@ REFERENCE = {
     **{"epochs": 1000, "batch": BATCH, "learning_rate": 2e-4, "warmup_steps": 5, "max_grad_norm": 1.0},
     **{"lora_rank": 8, "lora_alpha": 8.0, "lora_targets": "q,k,v,o,gate,up,down"},
     **{"trainer": "auto", "students": 0, "micro_batch": 0, "device": "auto"},
+    **{"report_to": "none", "revision": "main", "dtype": "auto", "gpus": 0},
 }
 PROFILED = 40  # lines of a profile
 

@@ -178,7 +178,9 @@ def train_fleet(
     def end(trainee: Trainee, company: int) -> None:
         lost = diverged_at(trainee.config, trainee.diverged) if trainee.diverged else {}
         extra = {"trainer": "fleet", "together": company, **lost}
-        run, tracker = runs[trainee.name], trackers.pop(trainee.name)
+        run = runs[trainee.name]
+        # One that was killed after its last epoch needs no seat, and has no tracker yet.
+        tracker = trackers.pop(trainee.name, None) or open_tracker(run, trainee.history)
         tracker.follow(trainee.history)
         tracker.finish()
         manifests.append(finish_student(trainee.config, run, trainee.examples, trainee.history, extra))
