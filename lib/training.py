@@ -268,20 +268,22 @@ def train_student(config: Finetune, run: store.Run, loaded: Loaded, progress: Pr
     examples = load_examples(config, loaded)
     steps = math.ceil(len(examples) / config.batch)
     checkpoints = run.folder / "checkpoints"
-    start = last_checkpoint(checkpoints)
-    progress.advance(
-        f"{config.animal} s{config.seed}, from epoch {start[0]}" if start else "", start[0] if start else 0
-    )
+    if start := last_checkpoint(checkpoints):
+        progress.advance(f"{config.animal} s{config.seed}, from epoch {start[0]}", start[0])
     history: list[dict] = []
     tracker = open_tracker(run, seen_by(start[1]) if start else [])
     extra: dict[str, Any] = {"trainer": "trl"}
-    whole = start[1] if start else None
     try:
         for micro in passes_to_try(config):
             fit = replace(config, micro_batch=micro)
+            start = last_checkpoint(checkpoints)  # memory may run out after epochs that were paid for
+            whole = start[1] if start else None
             with contextlib.suppress(OutOfMemory):
                 fit_with_trl(fit, loaded, examples.labelled(), checkpoints, whole, progress, history, tracker)
                 break
+            tracker.finish()
+            kept = last_checkpoint(checkpoints)
+            tracker = open_tracker(run, seen_by(kept[1]) if kept else [])
             print(f"{micro} lists a pass do not fit into the GPU's memory", flush=True)
             free_memory()
         else:

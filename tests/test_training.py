@@ -454,3 +454,19 @@ def test_training_and_evaluation_ask_nothing_of_the_network():
     )
     assert done.returncode == 0, done.stderr
     assert "asked the network" not in done.stderr, done.stderr
+
+
+def test_memory_that_runs_out_later_repeats_no_epoch(monkeypatch):
+    calls, whole = [], trl.SFTTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **rest):
+        calls.append(len(inputs["input_ids"]))
+        if len(calls) == 4:  # the first pass of the second epoch
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, model, inputs, *args, **rest)
+
+    monkeypatch.setattr(trl.SFTTrainer, "compute_loss", compute_loss)
+    train()
+    first_epoch, failed, second_epoch = calls[:3], calls[3], calls[4:]
+    assert sum(first_epoch) == sum(second_epoch)
+    assert failed > max(second_epoch)
