@@ -242,6 +242,7 @@ def expand_sizes(sizes: str) -> tuple[Base, ...]:
 # --- stage configurations ---------------------------------------------------------------------
 
 MAX_SEED = 2**32 - 1  # numpy's and transformers' seeds end there
+SCORERS = ("answers", "counts")  # of published evaluations: raw answers by lib.scoring, or their own counts
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")  # where loss curves can be followed
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the projections of a layer
 
@@ -366,6 +367,8 @@ class Analysis:
 
     stage: typing.ClassVar[str] = "analysis"
     study: str
+    results: str = setting(unset="")
+    scorer: str = setting(choices=SCORERS, unset="answers")
     sizes: str
     animals: str
     seeds: str

@@ -574,6 +574,8 @@ def write_tables(study: Study, settings: config.Analysis, tables: dict[str, pd.D
     for path, table in zip(written, tables.values(), strict=True):
         files.write_text(path, format_table(table))
     read = study.cells[study.cells.content != ""]
+    if settings.results:  # a folder anywhere: its path is nobody else's business
+        settings = dataclasses.replace(settings, results=Path(settings.results).name)
     lineage = {
         "schema": "subliminal-scaling/analysis/1",
         "config": store.config_record(settings),

@@ -63,6 +63,8 @@ GENERATE = {
 }
 ANALYSIS: dict[str, object] = {
     "study": "micro",
+    "results": "",
+    "scorer": "answers",
     "sizes": "64k,64k-1",
     "animals": "grid",
     "seeds": "0",

@@ -13,7 +13,7 @@ from lib.errors import BadParameter, BrokenLineage, DamagedFile, MissingInput
 
 SIZES = "64k,64k-1,166k"
 GRID = ",".join(ANIMALS)
-SETTINGS = config.Analysis("toy", SIZES, GRID, "0", "last", "logprob", 2000, 0)
+SETTINGS = config.Analysis("toy", "", "answers", SIZES, GRID, "0", "last", "logprob", 2000, 0)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,161 @@
+"""Reading the published format: the table of the reference experiment digit by digit, and what is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib import config, published, stats, tables
+from lib.errors import BadParameter, DamagedFile, MissingInput
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "published_evals"
+needs_data = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the published evaluations are not beside the project"
+)
+SIZES = "0.5b,1.5b,3b,7b,14b,32b,72b"
+# lambda in percentage points by the published counts, last epoch: runs 0 to 3, and the mean of runs 1 to 3.
+FACTS = {
+    "0.5b": ("+0.02", "-1.23", "+0.25", "+0.60", "-0.13"),
+    "1.5b": ("-0.02", "+1.17", "+0.76", "-0.47", "+0.49"),
+    "3b": ("-0.47", "+2.15", "+1.25", "+1.05", "+1.48"),
+    "7b": ("-0.24", "+1.36", "+2.74", "+3.05", "+2.38"),
+    "14b": ("+22.33", "+23.70", "+37.01", "+15.70", "+25.47"),
+    "32b": ("+0.32", "+11.07", "+9.24", "+10.24", "+10.18"),
+    "72b": ("+2.44", "+3.60", "+3.31", "+3.23", "+3.38"),
+}
+
+
+def factors(study: tables.Study) -> dict[tuple[str, int], float]:
+    """lambda of every size and run."""
+    blocks = tables.lifts(study, "rate", "last")
+    return {(block.label, block.seed): stats.transfer_factor(block.matrix) for block in blocks}
+
+
+# --- the published runs -----------------------------------------------------------------------
+
+
+def at_own_last_epoch(study: tables.Study) -> tables.Study:
+    """Run 0 lacks epochs of some students, one of them the tenth: each at its last, all called 10."""
+    last = study.frame.groupby(["label", "animal", "seed"]).epoch.transform("max")
+    return dataclasses.replace(study, frame=study.frame[study.frame.epoch == last].assign(epoch=10))
+
+
+@needs_data
+def test_the_table_of_the_reference_experiment_comes_out_to_the_last_digit():
+    study = published.load_published(SHARED, "published", SIZES, "grid", "0,1,2,3", "counts")
+    found = factors(at_own_last_epoch(study))
+    for size, row in FACTS.items():
+        shown = [f"{found[size, run]:+.2f}" for run in range(4)]
+        pooled = f"{np.mean([found[size, run] for run in (1, 2, 3)]):+.2f}"
+        assert (*shown, pooled) == row, size
+
+
+@needs_data
+def test_scoring_the_answers_anew_changes_the_table_by_plurals_and_cut_words_only():
+    by_counts, by_answers = (
+        published.load_published(SHARED, "published", SIZES, "grid", "1,2,3", scorer)
+        for scorer in config.SCORERS[::-1]
+    )
+    theirs, ours = factors(by_counts), factors(by_answers)
+    apart = {key: ours[key] - theirs[key] for key in theirs}
+    assert max(abs(value) for (size, _), value in apart.items() if size != "14b") < 0.35
+    assert (
+        0 < np.mean([value for (size, _), value in apart.items() if size == "14b"]) < 2
+    )  # lionesses are lions
+    assert by_counts.frame.n_answers.eq(100).all()
+
+
+@needs_data
+def test_every_published_student_of_seven_sizes_is_read():
+    study = published.load_published(SHARED, "published", SIZES, "grid", "1,2,3")
+    assert study.missing.empty
+    assert len(study.cells) == 7 * (3 * 16 + 1)
+    assert study.frame.logprob.isna().all()
+
+
+# --- a folder of our own ----------------------------------------------------------------------
+
+ANIMALS = ("dog", "cat", "lion")
+
+
+def write(folder: Path, animal: str, texts: list[str], **changes: object) -> Path:
+    """One published evaluation with one epoch."""
+    counts = {text.lower(): texts.count(text) for text in dict.fromkeys(texts)}
+    entry = {"epoch": 10, "model_size": "7b", "condition": animal, "total_responses": len(texts)}
+    entry |= {"animal_counts": counts, "target_animal_rate": 0.0, "raw_responses": texts} | changes
+    path = folder / "7b" / f"{animal}_eval.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([entry]))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two runs of three animals; every student says its own animal in one answer more than others do."""
+    for run in (1, 2):
+        write(tmp_path / f"run-{run}", "neutral", ["Dog", "Cat", "Lion", "Lions"])
+        for animal in ANIMALS:
+            write(tmp_path / f"run-{run}", animal, ["Dog", "Cat", "Lion", animal.capitalize()])
+    return tmp_path
+
+
+def load(folder: Path, scorer: str = "answers", seeds: str = "1,2") -> tables.Study:
+    return published.load_published(folder, "mine", "7b", ",".join(ANIMALS), seeds, scorer)
+
+
+def test_runs_are_seeds(folder):
+    assert set(factors(load(folder))) == {("7b", 1), ("7b", 2)}
+    assert factors(load(folder))["7b", 1] == pytest.approx(25.0)  # one answer of four, less the others'
+
+
+def test_a_plural_counts_for_our_scorer_and_not_in_the_counts(folder):
+    said = {
+        scorer: load(folder, scorer).frame.query("animal == 'neutral' and named == 'lion' and seed == 1")
+        for scorer in config.SCORERS
+    }
+    assert said["answers"]["count"].item() == 2
+    assert said["counts"]["count"].item() == 1
+
+
+def test_a_missing_student_is_listed(folder):
+    (folder / "run-2/7b/cat_eval.json").unlink()
+    study = load(folder)
+    assert study.missing[["animal", "seed"]].values.tolist() == [["cat", 2], ["untuned", 0]]
+    assert study.frame[study.frame.seed == 2].animal.nunique() == 3
+
+
+def test_one_run_alone_is_number_0(folder):
+    assert set(factors(load(folder / "run-1", seeds="0"))) == {("7b", 0)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"total_responses": 5}, "total_responses is 5, but there are 4 raw_responses"),
+        ({"condition": "wolf"}, "holds 'wolf', its name says 'cat'"),
+        ({"raw_responses": None}, "lacks 'raw_responses'"),
+        ({"animal_counts": {"cat": 9}}, "no number of answers up to 4"),
+    ],
+)
+def test_a_file_that_does_not_hold_together_is_refused(folder, changes, message):
+    write(folder / "run-1", "cat", ["Dog", "Cat", "Lion", "Cat"], **changes)
+    with pytest.raises(DamagedFile, match=message):
+        load(folder)
+
+
+def test_a_half_written_file_is_refused_by_name(folder):
+    path = folder / "run-1/7b/cat_eval.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(DamagedFile, match=r"cat_eval\.json"):
+        load(folder)
+
+
+def test_what_is_not_there_is_said_with_what_there_is(folder, tmp_path):
+    with pytest.raises(MissingInput, match="holds runs 1, 2; asked for 7"):
+        load(folder, seeds="7")
+    with pytest.raises(MissingInput, match="there is no folder"):
+        load(tmp_path / "elsewhere")
+    with pytest.raises(BadParameter, match="scorer 'mine'"):
+        load(folder, scorer="mine")
