@@ -7,6 +7,7 @@
 
 STUDY ?= micro
 JOBS ?=
+RESULTS ?=
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -22,8 +23,8 @@ help: ## this list
 study: $(READY) $(if $(filter smollm2%,$(STUDY)),$(SMOLLM2)) ## a whole study up to its report: STUDY=micro or any of params/, JOBS=chains at a time
 	@$(BIN)/python study.py $(STUDY) $(if $(JOBS),--jobs $(JOBS))
 
-report: $(READY) ## analysis and report again, from the evaluations that are there: STUDY=micro
-	@$(BIN)/python study.py $(STUDY) --report-only
+report: $(READY) ## analysis and report again, from the evaluations that are there: STUDY=micro; RESULTS=published ones
+	@$(BIN)/python study.py $(STUDY) --report-only $(if $(RESULTS),--results $(RESULTS))
 
 bench: $(READY) ## speed of fine-tuning here, TRL beside the fleet: SIZES=64k,166k
 	@$(BIN)/python bench.py $(if $(SIZES),--sizes $(SIZES))

@@ -68,6 +68,7 @@ class Step:
     study: str
     stage: str
     label: str = ""
+    results: str = ""  # of an analysis: a folder in the published format
 
     @property
     def output(self) -> Path:
@@ -82,6 +83,7 @@ class Step:
         cell = ["-p", "size", self.label] if self.label else []
         cell += ["-p", "animal", "all", "-p", "seed", "all"] if self.stage in CHAIN else []
         cell += ["-p", "study", self.study] if self.stage != "00_pretrain" else []
+        cell += ["-p", "results", self.results] if self.results else []
         files = [str(paths.notebook(self.stage)), str(self.output)]
         return [*files, "-f", str(paths.params_file(self.study)), *cell, "--no-progress-bar"]
 
@@ -304,7 +306,7 @@ def tell_answer(asked: Asked, work: Work) -> None:
 # --- the command ------------------------------------------------------------------------------
 
 
-def run_study(study: str, jobs: int | None, report_only: bool) -> int:
+def run_study(study: str, jobs: int | None, report_only: bool, results: str = "") -> int:
     """The chains, then the analysis; 1 where anything failed."""
     asked = read_study(study)
     with locked(study) as lock:
@@ -313,7 +315,7 @@ def run_study(study: str, jobs: int | None, report_only: bool) -> int:
         print(f"study {study}: {len(asked.bases)} base models, {jobs} at a time", flush=True)
         work.run([] if report_only else [asked.chain(base) for base in asked.bases])
         if not work.failed:
-            work.run([[Step(study, "04_analysis")]])
+            work.run([[Step(study, "04_analysis", results=results)]])
         if work.failed:
             tell_failures(work.failed)
             return 1
@@ -334,13 +336,15 @@ def main() -> int:
         "--jobs", type=int, help="chains at a time; without it one per core, published models one by one"
     )
     parser.add_argument("--report-only", action="store_true", help="analyse the evaluations that are there")
+    parser.add_argument("--results", default="", help="a folder of published evaluations, to be reported on")
     asked = parser.parse_args()
     if asked.jobs is not None and asked.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {asked.jobs}")
     for each in (signal.SIGTERM, signal.SIGINT):  # a shell's background job starts with SIGINT ignored
         signal.signal(each, interrupt)
     try:
-        return run_study(asked.study, asked.jobs, asked.report_only)
+        folder = os.path.abspath(os.path.expanduser(asked.results)) if asked.results else ""
+        return run_study(asked.study, asked.jobs, asked.report_only or bool(folder), folder)
     except StudyError as error:
         print(error, file=sys.stderr)
         return 1

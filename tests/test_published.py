@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import study
 from lib import config, published, stats, tables
 from lib.errors import BadParameter, DamagedFile, MissingInput
 
@@ -27,25 +28,25 @@ FACTS = {
 }
 
 
-def factors(study: tables.Study) -> dict[tuple[str, int], float]:
+def factors(read: tables.Study) -> dict[tuple[str, int], float]:
     """lambda of every size and run."""
-    blocks = tables.lifts(study, "rate", "last")
+    blocks = tables.lifts(read, "rate", "last")
     return {(block.label, block.seed): stats.transfer_factor(block.matrix) for block in blocks}
 
 
 # --- the published runs -----------------------------------------------------------------------
 
 
-def at_own_last_epoch(study: tables.Study) -> tables.Study:
+def at_own_last_epoch(read: tables.Study) -> tables.Study:
     """Run 0 lacks epochs of some students, one of them the tenth: each at its last, all called 10."""
-    last = study.frame.groupby(["label", "animal", "seed"]).epoch.transform("max")
-    return dataclasses.replace(study, frame=study.frame[study.frame.epoch == last].assign(epoch=10))
+    last = read.frame.groupby(["label", "animal", "seed"]).epoch.transform("max")
+    return dataclasses.replace(read, frame=read.frame[read.frame.epoch == last].assign(epoch=10))
 
 
 @needs_data
 def test_the_table_of_the_reference_experiment_comes_out_to_the_last_digit():
-    study = published.load_published(SHARED, "published", SIZES, "grid", "0,1,2,3", "counts")
-    found = factors(at_own_last_epoch(study))
+    read = published.load_published(SHARED, "published", SIZES, "grid", "0,1,2,3", "counts")
+    found = factors(at_own_last_epoch(read))
     for size, row in FACTS.items():
         shown = [f"{found[size, run]:+.2f}" for run in range(4)]
         pooled = f"{np.mean([found[size, run] for run in (1, 2, 3)]):+.2f}"
@@ -69,10 +70,10 @@ def test_scoring_the_answers_anew_changes_the_table_by_plurals_and_cut_words_onl
 
 @needs_data
 def test_every_published_student_of_seven_sizes_is_read():
-    study = published.load_published(SHARED, "published", SIZES, "grid", "1,2,3")
-    assert study.missing.empty
-    assert len(study.cells) == 7 * (3 * 16 + 1)
-    assert study.frame.logprob.isna().all()
+    read = published.load_published(SHARED, "published", SIZES, "grid", "1,2,3")
+    assert read.missing.empty
+    assert len(read.cells) == 7 * (3 * 16 + 1)
+    assert read.frame.logprob.isna().all()
 
 
 # --- a folder of our own ----------------------------------------------------------------------
@@ -121,9 +122,9 @@ def test_a_plural_counts_for_our_scorer_and_not_in_the_counts(folder):
 
 def test_a_missing_student_is_listed(folder):
     (folder / "run-2/7b/cat_eval.json").unlink()
-    study = load(folder)
-    assert study.missing[["animal", "seed"]].values.tolist() == [["cat", 2], ["untuned", 0]]
-    assert study.frame[study.frame.seed == 2].animal.nunique() == 3
+    read = load(folder)
+    assert read.missing[["animal", "seed"]].values.tolist() == [["cat", 2], ["untuned", 0]]
+    assert read.frame[read.frame.seed == 2].animal.nunique() == 3
 
 
 def test_one_run_alone_is_number_0(folder):
@@ -159,3 +160,28 @@ def test_what_is_not_there_is_said_with_what_there_is(folder, tmp_path):
         load(tmp_path / "elsewhere")
     with pytest.raises(BadParameter, match="scorer 'mine'"):
         load(folder, scorer="mine")
+
+
+def test_a_report_on_published_runs_passes_their_folder_on():
+    step = study.Step("published", "04_analysis", results="/somewhere/runs")
+    words = step.arguments()
+    assert words[words.index("results") + 1] == "/somewhere/runs"
+    assert "results" not in study.Step("micro", "04_analysis").arguments()
+
+
+def test_where_the_runs_lay_is_not_written_down(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUBLIMINAL_ROOT", str(tmp_path / "root"))
+    asked = {
+        "study": "mine",
+        "results": str(folder),
+        "scorer": "counts",
+        "sizes": "7b",
+        "animals": ",".join(ANIMALS),
+    }
+    asked |= {"seeds": "1,2", "epoch": "last", "measure": "rate", "permutations": 99, "analysis_seed": 0}
+    ask = config.build(config.Analysis, asked)
+    found = published.load_results(ask)
+    tables.write_tables(found, ask, {"cells": tables.cells_table(found, "last")})
+    lineage = (tmp_path / "root/results/mine/tables/lineage.json").read_text()
+    assert json.loads(lineage)["config"]["results"] == folder.name
+    assert str(folder) not in lineage
