@@ -204,7 +204,7 @@ def transfer_interval(
     with a t quantile whose degrees of freedom follow Satterthwaite. What it covers: other animals and
     other bases (or seeds) of this kind. With one unit and no pooled spread the second part cannot be seen:
     the interval is over animals alone and the caller has to say so. In the simulations of the tests 95 %
-    intervals cover .88 to .99; the issue on statistics calibrates them.
+    intervals cover .88 to .99.
     """
     blocks = [check_square(block, MIN_ANIMALS) for block in blocks]
     members, centre = group_units(units), mean_factor(blocks)
