@@ -363,9 +363,10 @@ def infer_groups(study: Study, epoch: str | int, permutations: int, seed: int, b
 
 
 def find_units(groups: Iterable[Sequence[Block]]) -> tuple[str, stats.Spread | None]:
-    """What is drawn at random beside the animals, and its spread pooled over the groups.
+    """What is drawn at random beside the animals: bases where some group has several, else seeds.
 
-    Bases where some group has several, else seeds where some group has several, else nothing.
+    The spread between bases is pooled over the groups, since two bases of a size say next to nothing about
+    it. That between seeds is each group's own: it grows with the effect, which differs between sizes.
     """
     used = [[block for block in group if not block.problem] for group in groups]
     for unit in ("label", "seed"):
@@ -373,7 +374,7 @@ def find_units(groups: Iterable[Sequence[Block]]) -> tuple[str, stats.Spread | N
             [([b.matrix.to_numpy() for b in group], [getattr(b, unit) for b in group]) for group in used]
         )
         if spread is not None:
-            return unit, spread
+            return unit, spread if unit == "label" else None
     return "label", None
 
 
@@ -417,10 +418,11 @@ def describe_group(
     """What a reader must know of a row: what is missing, and what the interval does not cover."""
     notes = [f"{block.place} left out: {block.problem}" for block in blocks if block.problem]
     notes += [f"{block.place} without {' '.join(block.absent)}" for block in used if block.absent]
-    if used and spread is None:
-        notes.append("one base and one seed: the interval is over animals only")
-    elif used and unit == "seed":
+    seeds = len({block.seed for block in used})
+    if used and unit == "seed" and seeds > 1:
         notes.append("one base: the interval is over animals and seeds, not over other bases")
+    elif used and spread is None:
+        notes.append("one base and one seed: the interval is over animals only")
     elif used and len({block.label for block in used}) == 1:
         notes.append("one base: the spread between bases is that of the other sizes")
     return "; ".join(notes)

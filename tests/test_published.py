@@ -76,6 +76,16 @@ def test_every_published_student_of_seven_sizes_is_read():
     assert read.frame.logprob.isna().all()
 
 
+@needs_data
+def test_the_spread_between_runs_is_each_sizes_own():
+    """Pooled over sizes, the runs of 14b would blur those of 0.5b, which hardly differ."""
+    read = published.load_published(SHARED, "published", "0.5b,14b", "grid", "1,2,3")
+    rows = tables.transfer_table(read, "last", 99, 0).query("measure == 'rate'").set_index("size")
+    width = rows.ci_high - rows.ci_low
+    assert width["0.5b"] < 4 < 20 < width["14b"]
+    assert rows.note.str.contains("animals and seeds, not over other bases").all()
+
+
 # --- a folder of our own ----------------------------------------------------------------------
 
 ANIMALS = ("dog", "cat", "lion")
