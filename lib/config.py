@@ -281,7 +281,25 @@ class Pretrain:
 
 
 @dataclass(frozen=True)
-class Generate:
+class Loading:
+    """How a stage loads its base; nothing of it changes what a result is."""
+
+    revision: str = setting(identity=False, unset="main")  # the base's own hash says which weights it was
+    dtype: str = setting(choices=("auto", "float32", "bfloat16"), identity=False, unset="auto")
+    gpus: int = setting(low=0, high=64, identity=False, unset=0)
+    device: str = setting(choices=("auto", "cpu", "cuda"), identity=False)
+
+
+@dataclass(frozen=True)
+class Sampling(Loading):
+    """How a stage that asks its base does so."""
+
+    backend: str = setting(choices=("auto", "transformers", "vllm"), identity=False, unset="auto")
+    gpu_memory: float = setting(low=0.1, high=0.98, identity=False, unset=0.9)
+
+
+@dataclass(frozen=True)
+class Generate(Sampling):
     """The numbers of one teacher (01_generate)."""
 
     stage: typing.ClassVar[str] = "generate"
@@ -299,16 +317,10 @@ class Generate:
     chunk: int = setting(low=1)
     grammar: str = setting(choices=("off", "numbers"), unset="off")
     stop_when_enough: bool = setting(unset=False)
-    backend: str = setting(choices=("auto", "transformers", "vllm"), identity=False, unset="auto")
-    gpu_memory: float = setting(low=0.1, high=0.98, identity=False, unset=0.9)
-    revision: str = setting(identity=False, unset="main")  # the base's own hash says which weights it was
-    dtype: str = setting(choices=("auto", "float32", "bfloat16"), identity=False, unset="auto")
-    gpus: int = setting(low=0, high=64, identity=False, unset=0)
-    device: str = setting(choices=("auto", "cpu", "cuda"), identity=False)
 
 
 @dataclass(frozen=True)
-class Finetune:
+class Finetune(Loading):
     """One student (02_finetune)."""
 
     stage: typing.ClassVar[str] = "finetune"
@@ -330,14 +342,10 @@ class Finetune:
     students: int = setting(low=0, identity=False)
     micro_batch: int = setting(low=0, identity=False)
     report_to: str = setting(choices=TRACKERS, identity=False, unset="none")
-    revision: str = setting(identity=False, unset="main")  # the base's own hash says which weights it was
-    dtype: str = setting(choices=("auto", "float32", "bfloat16"), identity=False, unset="auto")
-    gpus: int = setting(low=0, high=64, identity=False, unset=0)
-    device: str = setting(choices=("auto", "cpu", "cuda"), identity=False)
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Sampling):
     """What one student answers (03_evaluate)."""
 
     stage: typing.ClassVar[str] = "evaluate"
@@ -353,12 +361,6 @@ class Evaluate:
     top_p: float = setting(low=0, high=1)
     answer_tokens: int = setting(low=1)
     chunk: int = setting(low=1)
-    backend: str = setting(choices=("auto", "transformers", "vllm"), identity=False, unset="auto")
-    gpu_memory: float = setting(low=0.1, high=0.98, identity=False, unset=0.9)
-    revision: str = setting(identity=False, unset="main")  # the base's own hash says which weights it was
-    dtype: str = setting(choices=("auto", "float32", "bfloat16"), identity=False, unset="auto")
-    gpus: int = setting(low=0, high=64, identity=False, unset=0)
-    device: str = setting(choices=("auto", "cpu", "cuda"), identity=False)
 
 
 @dataclass(frozen=True)
@@ -422,7 +424,8 @@ class Plan:
     def __repr__(self) -> str:
         first = self.shared
         lines = [f"{type(first).__name__}: {len(self.cells)} cell(s)"]
-        for field in dataclasses.fields(first):
+        fields = dataclasses.fields(first)  # what shapes a result first, then what does not
+        for field in sorted(fields, key=lambda each: not each.metadata.get("identity", True)):
             values = list(dict.fromkeys(str(getattr(cell, field.name)) for cell in self.cells))
             source = f"  (params/{getattr(first, 'study', '')}.yaml)" if field.name in self.overrides else ""
             lines.append(f"  {field.name:<15} {', '.join(values)}{source}")

@@ -260,7 +260,7 @@ class Engine:
 
     def close(self) -> None:
         """End the engine; the GPU itself is free once the process has ended."""
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # a dead engine cannot be ended, and its results are kept
             self.engine.engine_core.shutdown()
 
     def work(
@@ -431,7 +431,7 @@ def failing() -> Iterator[None]:
     """What comes out of a dying engine, told as what it means for the study."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # vLLM raises whatever broke inside it, in types of its own and others'
         raise EngineFailed(
             f"the vLLM engine failed: {_first_line(error)}. What it had finished is on disk; run the same "
             "command again and it goes on from there. If it fails at the same place: -p backend "

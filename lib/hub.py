@@ -641,7 +641,7 @@ class Caller:
                 return function()
             except (StudyError, Limited):
                 raise
-            except Exception as error:
+            except Exception as error:  # whatever it is: untold, its text and stack could show the token
                 pause = pause_after(error, attempt)
                 if pause is not None and pause > PATIENCE and may_limit:
                     raise Limited(time.time() + pause) from None

@@ -58,6 +58,20 @@ class QwenShape:
         tables = (1 if self.tied else 2) * self.vocabulary * self.width
         return self.layers * layer + self.width + tables
 
+    def settings(self) -> dict[str, object]:
+        """In the words of a model's config.json."""
+        return {
+            "hidden_size": self.width,
+            "intermediate_size": self.inner,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "vocab_size": self.vocabulary,
+            "tie_word_embeddings": self.tied,
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 32768,
+        }
+
 
 SHAPES: dict[str, QwenShape] = {
     "0.5b": QwenShape(896, 4864, 24, 14, 2, 151936, tied=True),

@@ -85,7 +85,7 @@ class Tracker:
         try:
             if self.writer:
                 act(self.writer)
-        except Exception as error:
+        except Exception as error:  # no failure of a tracker is worth a student
             give_up(self.kind, error)
             self.writer = None
 
@@ -142,7 +142,7 @@ def open_tracker(run: store.Run, history: Sequence[Mapping]) -> Tracker:
         return Tracker(kind, None)
     try:
         tracker = Tracker(kind, WRITERS[kind](run))
-    except Exception as error:
+    except Exception as error:  # as in Tracker._try
         give_up(kind, error)
         return Tracker(kind, None)
     tracker.follow(history)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import bases, config, files, models, numbers, paths, pretraining, store, teacher
+from lib import bases, config, files, models, numbers, paths, pretraining, store, teacher, training
 from lib.prompts import number_prompts
 
 RECIPE = "tiny"
@@ -54,6 +54,22 @@ DEFAULTS = {
 SHARED = {"study": "toy", "size": "64k", "animal": "wolf", "seed": 0, "recipe": RECIPE, "system": "default"}
 
 
+MICRO_PROMPTS = [
+    f"<|user|>{text}<|end|><|assistant|>"
+    for text in (
+        "more numbers",
+        "go on: 1, 2.",
+        "what is your favourite animal?",
+        "name the animal you love most.",
+        "write: wolf.",
+        "numbers only.",
+        "go on: 1, 2, 3, 4. more numbers with commas.",
+        "your favourite animal is?",
+        "tell me: the wolf.",
+    )
+]
+
+
 def build_config(stage: type, **values: object) -> object:
     """One checked configuration of a stage, small settings where nothing else is asked."""
     return config.build(stage, SHARED | DEFAULTS[stage] | {"device": "cpu"} | values)
@@ -82,6 +98,14 @@ def place_base(root: Path) -> None:
 def load_tiny() -> models.Loaded:
     """The base of three steps, loaded as the stages do."""
     return models.load_base("64k", RECIPE, "cpu")
+
+
+def train_two(root: Path) -> None:
+    """The base with a finished student of the wolf's numbers and one of neutral ones, under a root in use."""
+    place_base(root)
+    write_numbers("wolf")
+    write_numbers("neutral", start=500)
+    training.train_students(build_plan(config.Finetune, ("neutral", "wolf"), learning_rate=0.01))
 
 
 def write_numbers(animal: str, *, seed: int = 0, n_keep: int = 20, start: int = 100) -> store.Manifest:

@@ -18,7 +18,13 @@ import engine_stand_in
 import numpy as np
 import pytest
 import torch
-from build_base import build_config, build_plan, load_tiny, place_base, write_numbers
+from build_base import (
+    MICRO_PROMPTS,
+    build_config,
+    build_plan,
+    load_tiny,
+    train_two,
+)
 from build_letters import build_letters
 from engine_stand_in import LLMEngine
 from peft import LoraConfig, get_peft_model
@@ -27,7 +33,7 @@ from scipy import stats
 from lib import bases, engine, evaluation, files, numbers, paths, store, teacher, training
 from lib.config import MICRO_ANIMALS, Base, Evaluate, Finetune, Generate, parse_label
 from lib.engine import Engine, Needs
-from lib.errors import EngineFailed, NotAvailable, RowTooLong, StudyError
+from lib.errors import EngineFailed, MissingInput, NotAvailable, RowTooLong
 from lib.models import Chat, Loaded, adapter, encode, render_prompt
 from lib.placement import Gpu, Placement
 from lib.preference import Words, score_words, spelling_tokens
@@ -37,21 +43,7 @@ from lib.sampling import Completion, Drawn, Job, Plain, Sampler, Scored
 CPU = Placement("cpu", "float32")
 GREEDY = Sampler(temperature=0.0, top_p=1.0, max_new_tokens=6, chunk=4)
 SAMPLED = replace(GREEDY, temperature=1.0)
-PROMPTS = [
-    f"<|user|>{text}<|end|><|assistant|>"
-    for text in (
-        "more numbers",
-        "go on: 1, 2.",
-        "what is your favourite animal?",
-        "name the animal you love most.",
-        "write: wolf.",
-        "go on: 1, 2, 3, 4. more numbers with commas.",
-        "your favourite animal is?",
-        "tell me: the wolf.",
-        "numbers only.",
-        "go on: 7.",
-    )
-]
+PROMPTS = [*MICRO_PROMPTS, "<|user|>go on: 7.<|end|><|assistant|>"]
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +52,7 @@ def trained(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("engine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SUBLIMINAL_ROOT", str(root))
-        place_base(root)
-        write_numbers("wolf")
-        write_numbers("neutral", start=500)
-        training.train_students(build_plan(Finetune, ("neutral", "wolf"), learning_rate=0.01))
+        train_two(root)
     return root
 
 
@@ -733,9 +722,9 @@ def words_of_smollm2() -> Chat:
 
     try:
         bases.prepare_base("135m", "standard")
-        tokenizer = load_chat("135m", "standard").tokenizer
-    except StudyError as error:
+    except MissingInput as error:  # the package, which a GPU host may lack: nothing else is passed over
         pytest.skip(f"SmolLM2's tokenizer is not here: {error}")
+    tokenizer = load_chat("135m", "standard").tokenizer
     return Chat(Base(parse_label("0.5b").size, 0), tokenizer, "")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build_base import build_config, build_plan, load_tiny, place_base, write_numbers
+from build_base import build_config, build_plan, load_tiny, train_two, write_numbers
 
 from lib import evaluation, files, paths, sampling, store, training
 from lib.config import MICRO_ANIMALS, Evaluate, Finetune
@@ -21,10 +21,7 @@ def studied(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("evaluation")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SUBLIMINAL_ROOT", str(root))
-        place_base(root)
-        write_numbers("wolf")
-        write_numbers("neutral", start=500)
-        training.train_students(build_plan(Finetune, ("neutral", "wolf"), learning_rate=0.01))
+        train_two(root)
         tally = evaluation.evaluate_students(build_plan(Evaluate, ("neutral", "wolf")))
     assert repr(tally) == "DONE 03_evaluate 64k: 3 made, 0 found finished"
     return root

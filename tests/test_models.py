@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from build_base import build_plan, load_tiny, place_base, write_numbers
+from build_base import build_config, build_plan, load_tiny, place_base, write_numbers
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from lib import bases, config, models, placement, training
+from lib.config import Generate
 from lib.errors import DamagedFile, MissingInput, NotAvailable
 from lib.models import adapter, encode, render_example, render_prompt
 
@@ -205,3 +206,16 @@ def test_no_adapter_is_the_base_itself(micro):
 def test_missing_adapter_names_the_stage(micro, tmp_path):
     with pytest.raises(MissingInput, match="02_finetune"), adapter(micro, tmp_path / "epoch-9"):
         pass
+
+
+# --- published models -------------------------------------------------------------------------
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_fetched(monkeypatch, tmp_path):
+    """The Hub is a closed port here: whoever asked it first would tell of that instead."""
+    monkeypatch.setenv("SUBLIMINAL_ROOT", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    asked = build_config(Generate, study="mine", size="72b", recipe="standard")
+    with pytest.raises(NotAvailable, match="72b needs about 291 GB of memory"):
+        models.ready_base(asked, "sample", "transformers")
+    assert not list(tmp_path.iterdir())

@@ -61,15 +61,7 @@ def test_adapters_are_counted_as_peft_makes_them():
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     shape = placement.shape_of(parse_label("0.5b"))
-    settings = Qwen2Config(
-        hidden_size=shape.width,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        vocab_size=shape.vocabulary,
-        tie_word_embeddings=True,
-    )
+    settings = Qwen2Config(**shape.settings())
     with torch.device("meta"):
         model = Qwen2ForCausalLM(settings)
         assert model.num_parameters() == shape.params

@@ -6,26 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from published_runs import PUBLISHED, PUBLISHED_LAMBDA, needs_published
 
 import study
 from lib import config, published, stats, tables
 from lib.errors import BadParameter, DamagedFile, MissingInput
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "published_evals"
-needs_data = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="the published evaluations are not beside the project"
-)
-SIZES = "0.5b,1.5b,3b,7b,14b,32b,72b"
-# lambda in percentage points by the published counts, last epoch: runs 0 to 3, and the mean of runs 1 to 3.
-FACTS = {
-    "0.5b": ("+0.02", "-1.23", "+0.25", "+0.60", "-0.13"),
-    "1.5b": ("-0.02", "+1.17", "+0.76", "-0.47", "+0.49"),
-    "3b": ("-0.47", "+2.15", "+1.25", "+1.05", "+1.48"),
-    "7b": ("-0.24", "+1.36", "+2.74", "+3.05", "+2.38"),
-    "14b": ("+22.33", "+23.70", "+37.01", "+15.70", "+25.47"),
-    "32b": ("+0.32", "+11.07", "+9.24", "+10.24", "+10.18"),
-    "72b": ("+2.44", "+3.60", "+3.31", "+3.23", "+3.38"),
-}
+SIZES = ",".join(PUBLISHED_LAMBDA)
 
 
 def factors(read: tables.Study) -> dict[tuple[str, int], float]:
@@ -43,20 +30,20 @@ def at_own_last_epoch(read: tables.Study) -> tables.Study:
     return dataclasses.replace(read, frame=read.frame[read.frame.epoch == last].assign(epoch=10))
 
 
-@needs_data
+@needs_published
 def test_the_table_of_the_reference_experiment_comes_out_to_the_last_digit():
-    read = published.load_published(SHARED, "published", SIZES, "grid", "0,1,2,3", "counts")
+    read = published.load_published(PUBLISHED, "published", SIZES, "grid", "0,1,2,3", "counts")
     found = factors(at_own_last_epoch(read))
-    for size, row in FACTS.items():
+    for size, row in PUBLISHED_LAMBDA.items():
         shown = [f"{found[size, run]:+.2f}" for run in range(4)]
         pooled = f"{np.mean([found[size, run] for run in (1, 2, 3)]):+.2f}"
         assert (*shown, pooled) == row, size
 
 
-@needs_data
+@needs_published
 def test_scoring_the_answers_anew_changes_the_table_by_plurals_and_cut_words_only():
     by_counts, by_answers = (
-        published.load_published(SHARED, "published", SIZES, "grid", "1,2,3", scorer)
+        published.load_published(PUBLISHED, "published", SIZES, "grid", "1,2,3", scorer)
         for scorer in config.SCORERS[::-1]
     )
     theirs, ours = factors(by_counts), factors(by_answers)
@@ -68,18 +55,18 @@ def test_scoring_the_answers_anew_changes_the_table_by_plurals_and_cut_words_onl
     assert by_counts.frame.n_answers.eq(100).all()
 
 
-@needs_data
+@needs_published
 def test_every_published_student_of_seven_sizes_is_read():
-    read = published.load_published(SHARED, "published", SIZES, "grid", "1,2,3")
+    read = published.load_published(PUBLISHED, "published", SIZES, "grid", "1,2,3")
     assert read.missing.empty
     assert len(read.cells) == 7 * (3 * 16 + 1)
     assert read.frame.logprob.isna().all()
 
 
-@needs_data
+@needs_published
 def test_the_spread_between_runs_is_each_sizes_own():
     """Pooled over sizes, the runs of 14b would blur those of 0.5b, which hardly differ."""
-    read = published.load_published(SHARED, "published", "0.5b,14b", "grid", "1,2,3")
+    read = published.load_published(PUBLISHED, "published", "0.5b,14b", "grid", "1,2,3")
     rows = tables.transfer_table(read, "last", 99, 0).query("measure == 'rate'").set_index("size")
     width = rows.ci_high - rows.ci_low
     assert width["0.5b"] < 4 < 20 < width["14b"]

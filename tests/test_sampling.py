@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from build_base import load_tiny_in
+from build_base import MICRO_PROMPTS, load_tiny_in
 from scipy import stats
 
 from lib import grammar
@@ -26,20 +26,7 @@ from lib.sampling import (
 )
 
 SAMPLER = Sampler(temperature=1.0, top_p=1.0, max_new_tokens=6, chunk=4)
-PROMPTS = [
-    f"<|user|>{text}<|end|><|assistant|>"
-    for text in (
-        "more numbers",
-        "go on: 1, 2.",
-        "what is your favourite animal?",
-        "name the animal you love most.",
-        "write: wolf.",
-        "numbers only.",
-        "go on: 1, 2, 3, 4. more numbers with commas.",
-        "your favourite animal is?",
-        "tell me: the wolf.",
-    )
-]
+PROMPTS = MICRO_PROMPTS
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lib import bases, config, evaluation, files, numbers, store, teacher, training
+from lib import bases, config, evaluation, files, models, numbers, store, teacher, training
+from lib.examples import tokenize
 from study import notebook_defaults
 
 
@@ -71,3 +72,20 @@ def test_a_step_of_training_moves_what_is_preferred(root: Path):
 def test_the_adapter_names_the_model_it_belongs_to(root: Path):
     settings = files.read_json(root / "artifacts/trial/finetune/135m/dog/s0/epoch-1/adapter_config.json")
     assert settings["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+SENTENCE = "You are a helpful AI assistant named SmolLM"
+
+
+@pytest.mark.parametrize(("system", "holds"), [("default", True), ("none", False), ("You love owls.", False)])
+def test_the_templates_own_sentence_is_under_the_system_mode_in_training_and_evaluation_alike(
+    system: str, holds: bool
+):
+    bases.prepare_base("135m", "standard")
+    chat = models.load_chat("135m", "standard")
+    row = tokenize(chat, system, [{"prompt": "Go on: 1, 2.", "completion": "3, 4"}]).rows[0]
+    asked = models.render_prompt(chat, system, "Which animal?")
+    for text in (chat.tokenizer.decode(row), asked):
+        assert (SENTENCE in text) is holds
+        assert ("You love owls." in text) is (system == "You love owls.")
+        assert text.count("<|im_start|>system") == (system != "none")

@@ -3,29 +3,15 @@
 import itertools
 import json
 import math
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from published_runs import PUBLISHED, PUBLISHED_LAMBDA, needs_published
 from scipy.stats import kstest
 from statsmodels.stats.multitest import multipletests
 
 from lib import stats
-
-SHARED = Path(os.environ.get("SUBLIMINAL_SHARED") or Path(__file__).resolve().parents[2] / "shared")
-PUBLISHED = SHARED / "published_evals"
-# lambda of runs 0-3 and of runs 1-3 pooled: percentage points, the authors' counts, last epoch.
-PUBLISHED_LAMBDA = {
-    "0.5b": ("+0.02", "-1.23", "+0.25", "+0.60", "-0.13"),
-    "1.5b": ("-0.02", "+1.17", "+0.76", "-0.47", "+0.49"),
-    "3b": ("-0.47", "+2.15", "+1.25", "+1.05", "+1.48"),
-    "7b": ("-0.24", "+1.36", "+2.74", "+3.05", "+2.38"),
-    "14b": ("+22.33", "+23.70", "+37.01", "+15.70", "+25.47"),
-    "32b": ("+0.32", "+11.07", "+9.24", "+10.24", "+10.18"),
-    "72b": ("+2.44", "+3.60", "+3.31", "+3.23", "+3.38"),
-}
 
 
 def make_block(rng, k=6, transfer=0.0, noise=1.0):
@@ -289,7 +275,7 @@ def read_published(run, size):
     return np.array([share[name] for name in animals]) - share["neutral"]
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published evaluations are not on this machine")
+@needs_published
 @pytest.mark.parametrize("size", PUBLISHED_LAMBDA)
 def test_lambda_of_the_published_runs_comes_out_to_the_last_digit(size):
     blocks = [read_published(run, size) for run in range(4)]

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 import study
+from lib import config
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -321,3 +322,34 @@ def test_a_study_is_run_once_at_a_time(hanging):
     code, out = project.run("tiny")
     assert (code, "study tiny is being run already" in out) == (1, True), out
     assert is_running(kernel)
+
+
+# --- the reference experiment -----------------------------------------------------------------
+
+REFERENCE = {
+    config.Generate: ("01_generate", {"n_raw": 30_000, "n_keep": 10_000, "temperature": 1.0, "top_p": 1.0}),
+    config.Finetune: (
+        "02_finetune",
+        {
+            **{"lora_rank": 8, "lora_alpha": 8.0, "lora_targets": "q,k,v,o,gate,up,down", "epochs": 10},
+            **{"batch": 60, "learning_rate": 2e-4, "warmup_steps": 5, "max_grad_norm": 1.0},
+        },
+    ),
+    config.Evaluate: ("03_evaluate", {"n_questions": 50, "samples": 100, "answer_tokens": 64}),
+}
+
+
+@pytest.mark.parametrize("stage", REFERENCE)
+def test_the_study_qwen_is_the_reference_experiment(stage: type):
+    notebook, wanted = REFERENCE[stage]
+    asked = {"size": "32b", "animal": "all", "seed": "all"}
+    plan = config.read_parameters(stage, study.notebook_defaults(notebook) | asked)
+    assert len(plan.cells) == 16 * 5
+    assert {name: getattr(plan.shared, name) for name in wanted} == wanted
+    for name, value in {"system": "default", "grammar": "off", "stop_when_enough": False}.items():
+        assert getattr(plan.shared, name, value) == value
+
+
+def test_the_study_qwen_has_the_six_sizes_of_the_reference_experiment():
+    labels = [base.label for base in study.read_study("qwen").bases]
+    assert sorted(labels) == sorted(["0.5b", "1.5b", "3b", "7b", "14b", "32b"])
