@@ -114,17 +114,9 @@ def random_model(shape: speed.QwenShape, device: torch.device, dtype: torch.dtyp
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     config = Qwen2Config(
-        hidden_size=shape.width,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        vocab_size=shape.vocabulary,
-        tie_word_embeddings=shape.tied,
+        **shape.settings(),
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        rms_norm_eps=1e-6,
         initializer_range=0.02,
-        max_position_embeddings=32768,
     )
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -52,17 +52,9 @@ def write_shape(size: str, folder: Path) -> None:
     document = {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
-        "hidden_size": shape.width,
-        "intermediate_size": shape.inner,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "vocab_size": shape.vocabulary,
-        "tie_word_embeddings": shape.tied,
+        **shape.settings(),
         "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
         "rope_theta": 1e6,
-        "max_position_embeddings": 32768,
         "torch_dtype": "bfloat16",
     }
     files.write_json(folder / "config.json", document)

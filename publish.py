@@ -8,8 +8,8 @@ import argparse
 import sys
 
 from lib import config, hub, paths
-from lib.errors import BadParameter, StudyError
-from study import notebook_defaults
+from lib.errors import BadParameter
+from study import guarded, notebook_defaults
 
 
 def read_plans(asked: argparse.Namespace) -> list[config.Plan]:
@@ -69,14 +69,8 @@ def main() -> int:
         "--wait", action="store_true", help="at a daily limit sleep and go on, instead of ending"
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, send nothing")
-    try:
-        return publish(read_plans(parser.parse_args()))
-    except StudyError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; what was sent stays, and the same command goes on from there", file=sys.stderr)
-        return 130
+    asked = parser.parse_args()
+    return guarded(lambda: publish(read_plans(asked)), "was sent")
 
 
 if __name__ == "__main__":

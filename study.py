@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -327,6 +327,18 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def guarded(work: Callable[[], int], kept: str) -> int:
+    """The exit code of a command; what a person can mend, or has stopped, is told without a stack."""
+    try:
+        return work()
+    except StudyError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nstopped; what {kept} stays, and the same command goes on from there", file=sys.stderr)
+        return 130
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument(
@@ -342,15 +354,9 @@ def main() -> int:
         parser.error(f"--jobs must be at least 1, got {asked.jobs}")
     for each in (signal.SIGTERM, signal.SIGINT):  # a shell's background job starts with SIGINT ignored
         signal.signal(each, interrupt)
-    try:
-        folder = os.path.abspath(os.path.expanduser(asked.results)) if asked.results else ""
-        return run_study(asked.study, asked.jobs, asked.report_only or bool(folder), folder)
-    except StudyError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; what had finished stays, and the same command goes on from there", file=sys.stderr)
-        return 130
+    folder = os.path.abspath(os.path.expanduser(asked.results)) if asked.results else ""
+    only = asked.report_only or bool(folder)
+    return guarded(lambda: run_study(asked.study, asked.jobs, only, folder), "had finished")
 
 
 if __name__ == "__main__":

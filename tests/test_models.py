@@ -218,4 +218,4 @@ def test_what_cannot_fit_is_refused_before_anything_is_fetched(monkeypatch, tmp_
     asked = build_config(Generate, study="mine", size="72b", recipe="standard")
     with pytest.raises(NotAvailable, match="72b needs about 291 GB of memory"):
         models.ready_base(asked, "sample", "transformers")
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "artifacts/models/qwen").exists()
