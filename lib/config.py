@@ -8,11 +8,14 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import math
+import os
 import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from lib.errors import BadParameter
 
@@ -371,6 +374,7 @@ class Analysis:
     study: str
     results: str = setting(unset="")
     scorer: str = setting(choices=SCORERS, unset="answers")
+    repeats: int = setting(low=1, unset=5)
     sizes: str
     animals: str
     seeds: str
@@ -482,7 +486,17 @@ def _parameters(stage: type, namespace: Mapping[str, object]) -> dict[str, objec
             raise BadParameter(
                 f"unknown parameter {name!r}; this stage takes {', '.join(sorted(own))}{suggest(name, own)}"
             )
+    has = own if "In" not in namespace else _field_names(stage) | _annotated_names(namespace)
+    for name in sorted(told_names(namespace) - has):
+        raise BadParameter(
+            f"parameter {name!r} is none of this stage: -p {name} would change nothing here. It takes "
+            f"{', '.join(sorted(has))}{suggest(name, has)}"
+        )
     needed = _field_names(stage) | ({"animals", "seeds"} if "animal" in _field_names(stage) else set())
+    if stage is Analysis:  # copies of its notebook from before a parameter came along still run
+        needed -= {
+            field.name for field in dataclasses.fields(stage) if field.metadata.get("unset", ...) is not ...
+        }
     missing = sorted(needed - set(namespace))
     if missing:
         raise BadParameter(
@@ -505,6 +519,27 @@ def passed_names(namespace: Mapping[str, object]) -> set[str]:
     }
 
 
+def told_names(namespace: Mapping[str, object]) -> set[str]:
+    """Names that papermill was given with -p, one by one; a file given with -f may hold other stages' names.
+
+    papermill writes both into the one cell it injects, so only its command line tells them apart. It is the
+    process that started this kernel, and Linux shows its words; where they cannot be seen this is empty.
+    """
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return set()
+    flags = ("-p", "--parameters", "-r", "--parameters_raw")
+    told = {word for flag, word in itertools.pairwise(words) if flag in flags}
+    return told & passed_names(namespace)
+
+
+def _annotated_names(namespace: Mapping[str, object]) -> set[str]:
+    """Names set as `name: type = value` in a notebook's own cell."""
+    annotated = (node for node in _statements(namespace) if isinstance(node, ast.AnnAssign))
+    return {node.target.id for node in annotated if isinstance(node.target, ast.Name)}
+
+
 def _set_names(namespace: Mapping[str, object]) -> set[str]:
     """Names set as parameters: by papermill, or as `name: type = value` in a notebook's own cell.
 
@@ -513,9 +548,7 @@ def _set_names(namespace: Mapping[str, object]) -> set[str]:
     if "In" not in namespace:
         plain = (str, int, float, list, dict, type(None))
         return {name for name, value in namespace.items() if name[0] != "_" and isinstance(value, plain)}
-    annotated = (node for node in _statements(namespace) if isinstance(node, ast.AnnAssign))
-    own = {node.target.id for node in annotated if isinstance(node.target, ast.Name)}
-    return own | passed_names(namespace)
+    return _annotated_names(namespace) | passed_names(namespace)
 
 
 def _statements(namespace: Mapping[str, object], opening: str = "") -> list[ast.stmt]:
@@ -624,8 +657,15 @@ def _check_analysis(fields: Mapping[str, object]) -> None:
     expand_sizes(str(fields["sizes"]))
     expand_animals("all", str(fields["animals"]))
     expand_seeds("all", str(fields["seeds"]))
-    if fields["epoch"] != "last" and not re.fullmatch("[0-9]+", str(fields["epoch"])):
-        raise BadParameter(f"epoch must be 'last' or the number of an epoch, got {fields['epoch']!r}")
+    epoch = str(fields["epoch"])
+    low, _, high = epoch.partition("-")
+    if epoch not in ("last", "each") and not re.fullmatch("[0-9]+(-[0-9]+)?", epoch):
+        raise BadParameter(
+            "epoch must be 'last' or the number of an epoch, a window such as 8-10, or 'each' for every "
+            f"student's own last one; got {fields['epoch']!r}"
+        )
+    if high and int(low) > int(high):
+        raise BadParameter(f"epoch {epoch!r} ends before it begins; did you mean '{high}-{low}'?")
 
 
 def _check_publish(fields: Mapping[str, typing.Any]) -> None:

@@ -242,6 +242,16 @@ def hash_object(obj: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def hash_read(obj: Any) -> str:
+    """As hash_object, in a third of the time, of a document as read_json gave it.
+
+    Such a document is already as it will be read back. Of anything else (numpy values, keys that are no
+    texts) this may differ from hash_object or fail with a TypeError or ValueError.
+    """
+    canonical = json.dumps(obj, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
 def hash_folder(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
     """sha256 per file; without names every file but hidden ones (a killed writer's leftovers among them)."""
     folder = Path(folder)

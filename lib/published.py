@@ -3,21 +3,21 @@
 A folder holds `run-<n>/<size>/<animal>_eval.json`, or one run's sizes directly, and may hold
 `untuned_survey.json` beside them. A file is a list of epochs with counts and raw answers; neither seed nor
 settings nor log-probabilities stand in it, so how such a study was made has to be told by whoever made it.
-Answers are rescored, or the counts are taken as they were published. Read, never written.
+Answers are rescored, or the counts are taken as they were published. Which question an answer belongs to does
+not stand there either: answers come question by question, the same number to each. Read, never written.
 """
 
 import re
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lib import config, files
 from lib.errors import BadParameter, DamagedFile, MissingInput
-from lib.scoring import score
-from lib.tables import CELL, ORDER, Study, arrange, load_study
+from lib.tables import CELL, ORDER, Study, collect_tallies, load_study, tabulate
+from lib.tallies import PLACES, SAID, Count, Evaluation, count_answers
 
 SURVEY = "untuned_survey.json"
 FIELDS = {
@@ -35,13 +35,23 @@ def load_results(ask: config.Analysis) -> Study:
     if not ask.results:
         return load_study(ask.study, ask.sizes, ask.animals, ask.seeds)
     folder = Path(ask.results).expanduser()
-    return load_published(folder, ask.study, ask.sizes, ask.animals, ask.seeds, ask.scorer)
+    return load_published(folder, ask.study, ask.sizes, ask.animals, ask.seeds, ask.scorer, ask.repeats)
 
 
 def load_published(
-    folder: Path, name: str, sizes: str, animals: str, seeds: str | int, scorer: str = "answers"
+    folder: Path,
+    name: str,
+    sizes: str,
+    animals: str,
+    seeds: str | int,
+    scorer: str = "answers",
+    repeats: int = 5,
 ) -> Study:
-    """Every evaluation of the asked grid; `seeds` are numbers of runs, `scorer` is `answers` or `counts`."""
+    """Every evaluation of the asked grid; `seeds` are numbers of runs, `scorer` is `answers` or `counts`.
+
+    `repeats` answers in a row belong to one question, and that the questions came in the same order in every
+    file is taken on trust. With `counts` questions are unknown.
+    """
     if not folder.is_dir():
         raise MissingInput(f"there is no folder {folder}; -p results names one with run-0, run-1 ... in it")
     if scorer not in config.SCORERS:
@@ -55,31 +65,30 @@ def load_published(
             f"{folder} holds runs {', '.join(map(str, sorted(runs))) or 'none'}; asked for {seeds}: "
             "the numbers of runs are given as -p seeds"
         )
-    rows, frame, answers = [], [], []
+    rows, found = [], []
     for base in config.expand_sizes(sizes):
         key = (base.size.name, base.size.params, base.index, base.label)
         for run in asked:
             for animal in (config.NEUTRAL, *students):
                 path = runs.get(run, folder / f"run-{run}") / base.label / f"{animal}_eval.json"
-                rows.append((*key, animal, run, path.relative_to(folder).as_posix(), True, path.exists(), ""))
-                for entry in read_epochs(path, animal) if path.exists() else ():
-                    tabulate((*key, animal, run), entry, students, scorer, frame, answers)
-        survey = find_survey(folder / SURVEY, base)
-        rows.append((*key, config.UNTUNED, 0, SURVEY, True, survey is not None, ""))
+                rows.append((*key, animal, run, path.relative_to(folder).as_posix(), True, path.exists()))
+                if path.exists():
+                    counts = [count_entry(each, path, scorer, repeats) for each in read_epochs(path, animal)]
+                    found.append(Evaluation((base.label, animal, run), files.hash_file(path), tuple(counts)))
+        path = folder / SURVEY
+        survey = find_survey(path, base)
+        rows.append((*key, config.UNTUNED, 0, SURVEY, True, survey is not None))
         if survey:
-            tabulate((*key, config.UNTUNED, 0), survey | {"epoch": 0}, students, scorer, frame, answers)
-    if not frame:
+            count = count_entry(survey | {"epoch": 0}, path, scorer, repeats)
+            found.append(Evaluation((base.label, config.UNTUNED, 0), files.hash_file(path), (count,)))
+    if not found:
         raise MissingInput(f"{folder} holds no evaluation of {sizes} in runs {seeds}")
-    cells = pd.DataFrame(rows, columns=[*CELL, "file", "asked", "present", "content"])
-    for at, row in cells[cells.present].iterrows():
-        cells.loc[at, "content"] = files.hash_file(folder / row.file)
-    return Study(
-        name,
-        students,
-        arrange(frame, [*CELL, "epoch", "named", "count", "n_answers", "rate", "logprob"]),
-        arrange(answers, [*CELL, "epoch", "said", "count", "n_answers", "share"]),
-        cells.sort_values(["params", "base"], kind="stable", ignore_index=True),
-    )
+    cells = pd.DataFrame(rows, columns=[*CELL, "file", "asked", "present"])
+    sealed = {each.cell: each.content for each in found}
+    keys = zip(cells.label, cells.animal, cells.seed, strict=True)
+    cells["content"] = [sealed.get(key, "") for key in keys]
+    cells = cells.sort_values(["params", "base"], kind="stable", ignore_index=True)
+    return Study(name, students, *tabulate(found, students), cells, collect_tallies(found, students))
 
 
 def find_runs(folder: Path) -> dict[int, Path]:
@@ -127,19 +136,19 @@ def find_survey(path: Path, base: config.Base) -> dict[str, Any] | None:
     return None
 
 
-def tabulate(
-    cell: tuple, entry: dict[str, Any], students: Sequence[str], scorer: str, frame: list, answers: list
-) -> None:
-    """Add one epoch of one student to the rows of both frames."""
-    said = count_said(entry, scorer)
-    total, key = entry["total_responses"], (*cell, entry["epoch"])
-    frame += [(*key, name, said[name], total, said[name] / total, float("nan")) for name in students]
-    answers += [(*key, name, count, total, count / total) for name, count in said.items() if count]
-
-
-def count_said(entry: dict[str, Any], scorer: str) -> Counter[str]:
-    """How often each animal was said: by our scorer, or as it was published, under its own name alone."""
-    if scorer == "answers":
-        return Counter(score(text) for text in entry["raw_responses"])
-    known = {name: entry["animal_counts"].get(name, 0) for name in config.LEXICON}
-    return Counter(known | {"other": entry["total_responses"] - sum(known.values())})
+def count_entry(entry: dict[str, Any], path: Path, scorer: str, repeats: int) -> Count:
+    """One epoch: scored by question, or as its authors counted, every animal under its own name alone."""
+    total = entry["total_responses"]
+    if scorer == "counts":
+        said = np.zeros((1, len(SAID)), dtype=np.int32)
+        for name in config.LEXICON:
+            said[0, PLACES[name]] = entry["animal_counts"].get(name, 0)
+        said[0, PLACES["other"]] = total - said.sum()
+        return Count(entry["epoch"], said)
+    if total % repeats:
+        raise BadParameter(
+            f"{path}: {total} answers are no multiple of repeats {repeats}: -p repeats is the number of "
+            "answers to each question, which stand one after another (1: every answer its own question)"
+        )
+    questions = [at // repeats for at in range(total)]
+    return Count(entry["epoch"], count_answers(questions, entry["raw_responses"], total // repeats))

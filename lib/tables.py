@@ -6,46 +6,47 @@ retrained since) stops the analysis; a cell that is missing is listed, and never
 
 import dataclasses
 import math
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from lib import config, files, paths, stats, store
-from lib.errors import BadParameter, BrokenLineage, DamagedFile, MissingInput
-from lib.scoring import score
+from lib.errors import BadParameter, BrokenLineage, MissingInput
+from lib.tallies import SAID, Cell, Evaluation, Tally, count_evaluation, count_evaluations
 
-SCHEMA = "subliminal-scaling/evaluation/1"
 MEASURES = ("logprob", "rate")
 UNITS = {"logprob": "nats", "rate": "percentage points"}
+FACTORS = {"logprob": 1, "rate": 100}  # from the frame's numbers to those units
 CELL = ["size", "params", "base", "label", "animal", "seed"]
-ORDER = {
-    name: at for at, name in enumerate((config.UNTUNED, config.NEUTRAL, *config.LEXICON, "other", "none"))
-}
-# Per stage, the settings that shape a result and that all cells of one size must share.
-SHARED_FIELDS: dict[str, tuple[str, ...]] = {
-    stage.stage: tuple(
-        field.name
-        for field in dataclasses.fields(stage)
-        if field.metadata.get("identity", True) and field.name not in ("size", "animal", "seed")
-    )
-    for stage in (config.Generate, config.Finetune, config.Evaluate)
-}
+ORDER = {name: at for at, name in enumerate((config.UNTUNED, config.NEUTRAL, *SAID))}
+EACH = "each"  # every student's own last epoch
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study as read from its files: one row per cell, epoch and named animal in `frame`."""
+    """A study as read from its files: one row per cell, epoch and named animal in `frame`.
+
+    `tallies` hold the same numbers question by question, by (label, animal, seed, epoch), the untuned model
+    at epoch 0; their columns are `names`. Where questions are unknown, a tally has one row for all of them.
+    """
 
     name: str
     animals: tuple[str, ...]
     frame: pd.DataFrame  # CELL, epoch, named, count, n_answers, rate, logprob
     answers: pd.DataFrame  # CELL, epoch, said (an animal, other or none), count, n_answers, share
     cells: pd.DataFrame  # CELL, file, asked, present, content (what lib.store sealed)
+    tallies: Mapping[tuple[str, str, int, int], Tally] = field(default_factory=dict, repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The animals that columns of tallies and cubes stand for."""
+        return self.animals
 
     @property
     def missing(self) -> pd.DataFrame:
@@ -66,18 +67,22 @@ def load_study(study: str, sizes: str, animals: str, seeds: str | int) -> Study:
     if not students:
         raise BadParameter(f"animals {animals!r} names no animal, only controls; name at least three")
     cells = list_cells(study, bases, students, config.expand_seeds(seeds, seeds))
-    documents = {path: read_evaluation(path, study, *key) for path, key in present_cells(study, cells)}
-    if not documents:
+    evaluations = count_evaluations(study, present_cells(study, cells))
+    if not evaluations:
         raise MissingInput(
             f"no evaluation of {sizes} in study {study}: run 03_evaluate with these parameters first "
             f"(papermill notebooks/03_evaluate.ipynb -p study {study} -p size {bases[0].label} -p animal all)"
         )
-    check_company(documents)
-    sealed = {
-        path.relative_to(paths.root()).as_posix(): d["lineage"]["content"] for path, d in documents.items()
-    }
+    check_company(evaluations)
+    sealed = {path.relative_to(paths.root()).as_posix(): each.content for path, each in evaluations.items()}
     cells["content"] = cells.file.map(sealed).fillna("")
-    return Study(study, students, *tabulate(documents, students), cells)
+    return Study(
+        study,
+        students,
+        *tabulate(evaluations.values(), students),
+        cells,
+        collect_tallies(evaluations.values(), students),
+    )
 
 
 def list_cells(
@@ -103,80 +108,23 @@ def find_cells(study: str, label: str) -> list[tuple[str, int]]:
     return [(animal, int(seed)) for animal, seed in pairs if seed.isdecimal()]
 
 
-def present_cells(study: str, cells: pd.DataFrame) -> list[tuple[Path, tuple[str, str, int]]]:
+def present_cells(study: str, cells: pd.DataFrame) -> list[tuple[Path, Cell]]:
     """Path and (label, animal, seed) of the cells that were asked for and are there."""
     wanted = cells[cells.asked & cells.present]
     keys = zip(wanted.label, wanted.animal, (int(seed) for seed in wanted.seed), strict=True)
     return [(paths.evaluation(study, *key), key) for key in keys]
 
 
-def read_evaluation(path: Path, study: str, label: str, animal: str, seed: int) -> dict:
-    """One evaluation: intact, of this schema, of this cell, and of the adapter that is there now."""
-    document = files.read_json(path)
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        found = document.get("schema") if isinstance(document, dict) else type(document).__name__
-        raise DamagedFile(f"{path}: schema {found!r}, this version reads {SCHEMA!r}; rerun 03_evaluate")
-    store.check_seal(document, path)
-    check_form(document, path)
-    cell = {"study": study, "size": label, "animal": animal, "seed": seed}
-    held = {name: document["config"].get(name) for name in cell}
-    wrong = [f"{k}: {v!r} asked, {held[k]!r} in the file" for k, v in cell.items() if held[k] != v]
-    if wrong:
-        raise BrokenLineage(f"{path} holds another cell than its path says ({'; '.join(wrong)}): remove it")
-    check_adapter(document, path, study, label, animal, seed)
-    return document
-
-
-def check_form(document: dict, path: Path) -> None:
-    """The parts that are read below are there and fit together."""
-    try:
-        questions, inputs = len(document["questions"]), document["lineage"]["inputs"]
-        document["config"].get("study"), inputs["base"]
-        if not document["epochs"]:
-            raise DamagedFile(f"{path}: no evaluated epoch in it; rerun 03_evaluate")
-        for entry in document["epochs"]:
-            values = np.array(entry["logprobs"]["values"], dtype=float)
-            if values.shape != (questions, len(entry["logprobs"]["animals"])):
-                raise ValueError(f"logprobs are {values.shape} for {questions} questions")
-            if not all(
-                isinstance(a["text"], str) and 0 <= a["question"] < questions for a in entry["answers"]
-            ):
-                raise ValueError("an answer is no text or belongs to no question")
-            entry["epoch"] + 0
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise DamagedFile(
-            f"{path}: not a whole evaluation ({what}); remove it and rerun 03_evaluate"
-        ) from None
-
-
-def check_adapter(document: dict, path: Path, study: str, label: str, animal: str, seed: int) -> None:
-    """Where the adapter is still on this machine, it is the one that gave these answers."""
-    if animal != config.UNTUNED:  # results travel without artifacts: an absent folder passes
-        folder = paths.artifact(study, "finetune", label, animal, seed)
-        store.check_inputs(str(path), document["lineage"]["inputs"], {"finetune": folder})
-
-
-def check_company(documents: dict[Path, dict]) -> None:
+def check_company(evaluations: Mapping[Path, Evaluation]) -> None:
     """Cells of one label share their base, cells of one size every setting but animal and seed."""
     bases: dict[str, tuple[Path, dict]] = {}
     settings: dict[tuple[str, str], tuple[Path, dict]] = {}
-    for path, document in documents.items():
-        label, base = document["config"]["size"], {"identity": document["lineage"]["inputs"]["base"]}
+    for path, each in evaluations.items():
+        label, base = each.cell[0], {"identity": each.base}
         compare(path, base, bases.setdefault(label, (path, base)), "base model")
-        for stage, values in describe_settings(document).items():
+        for stage, values in (each.settings or {}).items():
             key = (config.parse_label(label).size.name, stage)
             compare(path, values, settings.setdefault(key, (path, values)), f"{stage} settings")
-
-
-def describe_settings(document: dict) -> dict[str, dict]:
-    """Per stage that led to this evaluation, the settings that its neighbours must share."""
-    chain = document["lineage"].get("chain", {})
-    stages = {name: chain[name].get("config", chain[name]) for name in SHARED_FIELDS if name in chain}
-    stages["evaluate"] = document["config"]
-    settings = {name: {f: own.get(f) for f in SHARED_FIELDS[name]} for name, own in stages.items()}
-    settings["evaluate"]["questions"] = files.hash_object(document["questions"])
-    return settings
 
 
 def compare(path: Path, values: dict, reference: tuple[Path, dict], what: str) -> None:
@@ -191,39 +139,33 @@ def compare(path: Path, values: dict, reference: tuple[Path, dict], what: str) -
         )
 
 
-def tabulate(documents: dict[Path, dict], students: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Score every answer and average every log-probability: the two frames of a study."""
-    scored: dict[str, str] = {}  # a text is scored once, however often it was answered
+def tabulate(evaluations: Iterable[Evaluation], students: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rates of all counts and means of all log-probabilities: the two frames of a study."""
     frame, answers = [], []
-    for document in documents.values():
-        settings = document["config"]
-        base = config.parse_label(settings["size"])
-        cell = (
-            base.size.name,
-            base.size.params,
-            base.index,
-            base.label,
-            settings["animal"],
-            settings["seed"],
-        )
-        for entry in document["epochs"]:
-            said: Counter[str] = Counter()
-            for text, n in Counter(answer["text"] for answer in entry["answers"]).items():
-                if text not in scored:
-                    scored[text] = score(text)
-                said[scored[text]] += n
-            total = said.total()
-            means = np.array(entry["logprobs"]["values"], dtype=float).mean(0)
-            logprobs = dict(zip(entry["logprobs"]["animals"], means.tolist(), strict=True))
-            key = (*cell, entry["epoch"])
+    for each in evaluations:
+        base = config.parse_label(each.cell[0])
+        for count in each.counts:
+            key = (base.size.name, base.size.params, base.index, *each.cell, count.epoch)
+            said = dict(zip(SAID, count.said.sum(0).tolist(), strict=True))
+            total = sum(said.values())
+            means = count.logprobs.mean(0).tolist() if count.logprobs is not None else []
+            logprobs = dict(zip(count.animals, means, strict=True))
             for name in sorted({*students, *logprobs}, key=ORDER.__getitem__):
-                rate = said[name] / total if total else math.nan
-                frame.append((*key, name, said[name], total, rate, logprobs.get(name, math.nan)))
-            answers += [(*key, name, n, total, n / total) for name, n in said.items()]
+                n = said.get(name, 0)
+                rate = n / total if total else math.nan
+                frame.append((*key, name, n, total, rate, logprobs.get(name, math.nan)))
+            answers += [(*key, name, n, total, n / total) for name, n in said.items() if n]
     return (
         arrange(frame, [*CELL, "epoch", "named", "count", "n_answers", "rate", "logprob"]),
         arrange(answers, [*CELL, "epoch", "said", "count", "n_answers", "share"]),
     )
+
+
+def collect_tallies(
+    evaluations: Iterable[Evaluation], students: Sequence[str]
+) -> dict[tuple[str, str, int, int], Tally]:
+    """Every count for the study's animals alone, by (label, animal, seed, epoch)."""
+    return {(*each.cell, count.epoch): count.tally(students) for each in evaluations for count in each.counts}
 
 
 def arrange(rows: list[tuple], columns: list[str]) -> pd.DataFrame:
@@ -235,27 +177,86 @@ def arrange(rows: list[tuple], columns: list[str]) -> pd.DataFrame:
     )
 
 
-# --- lifts ------------------------------------------------------------------------------------
+# --- epochs -----------------------------------------------------------------------------------
+
+Student = tuple[str, str, int]  # label, animal, seed
 
 
 @dataclass(frozen=True)
-class Block:
-    """The lifts of one (base, seed): students by named animals; `absent` animals could not take part."""
+class Moment:
+    """A study at the epoch that was asked for: every student once, as in the frames but for their `epoch`.
 
-    size: str
-    params: int
-    base: int
-    label: str
-    seed: int
-    epoch: int
-    measure: str
-    matrix: pd.DataFrame
-    absent: tuple[str, ...]
-    problem: str = ""
+    Over a window of epochs a log-probability is the mean over them, and a rate is that of all their answers
+    taken together: the mean of the rates where all epochs have as many answers, as the stages write them.
+    """
 
-    @property
-    def place(self) -> str:
-        return f"{self.label}/s{self.seed}"
+    words: int | str  # as it is written in tables: 10, 8-10 or each
+    frame: pd.DataFrame  # as Study.frame, of tuned students
+    answers: pd.DataFrame  # as Study.answers, of tuned students
+    tallies: dict[Student, Tally]
+    epochs: dict[Student, tuple[int, ...]]  # where each student's numbers come from
+
+
+def take_epoch(study: Study, epoch: str | int) -> Moment:
+    """The study at `last`, at a number, over a window such as `8-10`, or at each student's own last epoch."""
+    words, epochs = choose_epochs(study, epoch)
+    tallies = {
+        student: merge_tallies([study.tallies[*student, at] for at in own])
+        for student, own in epochs.items()
+        if all((*student, at) in study.tallies for at in own)
+    }
+    frame, answers = (pick_rows(table, epochs) for table in (study.frame, study.answers))
+    if max(map(len, epochs.values())) > 1:
+        frame = average_frame(frame)
+        answers = average_answers(answers, frame)
+    return Moment(words, frame, answers, tallies, epochs)
+
+
+def choose_epochs(study: Study, epoch: str | int) -> tuple[int | str, dict[Student, tuple[int, ...]]]:
+    """What was asked for in words, and the epochs that it means for each student."""
+    has = student_epochs(study)
+    if str(epoch) == EACH:
+        return EACH, {student: (max(own),) for student, own in has.items()}
+    if window := re.fullmatch("([0-9]+)-([0-9]+)", str(epoch)):
+        wanted = find_window(has, int(window[1]), int(window[2]))
+        return str(epoch), dict.fromkeys(has, wanted)
+    at = resolve_epoch(study, epoch)
+    return at, dict.fromkeys(has, (at,))
+
+
+def find_window(has: Mapping[Student, set[int]], low: int, high: int) -> tuple[int, ...]:
+    """The evaluated epochs between two numbers; a mean over some of them for some students is refused."""
+    wanted = sorted({at for own in has.values() for at in own if low <= at <= high})
+    if not wanted:
+        known = ", ".join(map(str, sorted(set().union(*has.values()))))
+        raise BadParameter(f"epoch '{low}-{high}': nobody was evaluated there; evaluated epochs are {known}")
+    lacking = [
+        f"{name_student(student)} lacks {' '.join(map(str, sorted(set(wanted) - own)))}"
+        for student, own in has.items()
+        if set(wanted) - own
+    ]
+    if lacking:
+        raise BadParameter(
+            f"epoch '{low}-{high}' is a mean over {', '.join(map(str, wanted))}, and not every student has "
+            f"them: {'; '.join(lacking)}. Choose another window, or 'each' for every student's own last epoch"
+        )
+    return tuple(wanted)
+
+
+def name_student(student: Student) -> str:
+    """`64k-1/cat/s0`."""
+    label, animal, seed = student
+    return f"{label}/{animal}/s{seed}"
+
+
+def student_epochs(study: Study) -> dict[Student, set[int]]:
+    """The epochs that each student was evaluated at, the untuned model aside."""
+    tuned = study.frame[study.frame.animal != config.UNTUNED]
+    rows = tuned[["label", "animal", "seed", "epoch"]].drop_duplicates()
+    has: dict[Student, set[int]] = {}
+    for label, animal, seed, epoch in rows.itertuples(index=False, name=None):
+        has.setdefault((label, animal, int(seed)), set()).add(int(epoch))
+    return has
 
 
 def resolve_epoch(study: Study, epoch: str | int) -> int:
@@ -273,53 +274,173 @@ def resolve_epoch(study: Study, epoch: str | int) -> int:
 
 def common_epochs(study: Study) -> list[int]:
     """The epochs that every student has been evaluated at."""
-    tuned = study.frame[study.frame.animal != config.UNTUNED]
-    each = [set(group) for _, group in tuned.groupby(["label", "animal", "seed"])["epoch"]]
-    common = sorted(set.intersection(*each)) if each else []
+    has = student_epochs(study)
+    common = sorted(set.intersection(*has.values())) if has else []
     if not common:
         raise MissingInput("no epoch was evaluated for every student: rerun 03_evaluate, or narrow the grid")
     return common
+
+
+def pick_rows(table: pd.DataFrame, epochs: Mapping[Student, tuple[int, ...]]) -> pd.DataFrame:
+    """The rows of each student's chosen epochs."""
+    chosen = {(*student, at) for student, own in epochs.items() for at in own}
+    keys = zip(table.label, table.animal, table.seed, table.epoch, strict=True)
+    return table[np.fromiter((key in chosen for key in keys), dtype=bool, count=len(table))]
+
+
+def average_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per student and named animal over the epochs of a window; NaN if any of them has none."""
+    grouped = frame.groupby([*CELL, "named"], sort=False)
+    table = grouped[["count", "n_answers"]].sum()
+    table["rate"] = table["count"] / table.n_answers.where(table.n_answers > 0)
+    table["logprob"] = grouped.logprob.mean().where(grouped.logprob.count() == grouped.size())
+    return table.reset_index()
+
+
+def average_answers(answers: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per student and thing said; shares of all answers of the window, epochs without it included."""
+    table = answers.groupby([*CELL, "said"], sort=False)[["count"]].sum().reset_index()
+    totals = frame.drop_duplicates(CELL)[[*CELL, "n_answers"]]
+    table = table.merge(totals, on=CELL)
+    table["share"] = table["count"] / table.n_answers
+    return table
+
+
+def merge_tallies(tallies: Sequence[Tally]) -> Tally:
+    """Answers summed and log-probabilities averaged over epochs, question by question.
+
+    Epochs that differ in their number of questions cannot be laid over one another: one row for all.
+    """
+    if len({len(each.said) for each in tallies}) > 1:
+        tallies = [melt_questions(each) for each in tallies]
+    return Tally(
+        np.sum([each.said for each in tallies], 0),
+        np.sum([each.answers for each in tallies], 0),
+        np.mean([each.logprob for each in tallies], 0),
+    )
+
+
+def melt_questions(tally: Tally) -> Tally:
+    """The tally with its questions taken together."""
+    return Tally(tally.said.sum(0)[None], tally.answers.sum()[None], tally.logprob.mean(0)[None])
+
+
+# --- lifts ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """The lifts of one (base, seed): students by named animals; `absent` animals could not take part.
+
+    `cube` [questions, students, named] is the same question by question, in the measure's unit: its mean
+    over questions is `matrix`. It has one row where questions are unknown or differ between students.
+    `control` says whether the neutral student was there; without it the matrix holds preferences less their
+    column means over the students present, which has the same lambda and is nobody's lift.
+    """
+
+    size: str
+    params: int
+    base: int
+    label: str
+    seed: int
+    epoch: int | str
+    measure: str
+    matrix: pd.DataFrame
+    absent: tuple[str, ...]
+    problem: str = ""
+    control: bool = True
+    cube: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0)), repr=False, compare=False)
+    epochs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of each student of the matrix
+
+    @property
+    def place(self) -> str:
+        return f"{self.label}/s{self.seed}"
 
 
 def lifts(study: Study, measure: str, epoch: str | int) -> list[Block]:
     """Per (base, seed), each student's preference less that of the same seed's neutral student.
 
     `rate` in percentage points of the sampled answers, `logprob` in nats. A difference, never a ratio:
-    an animal that the neutral student never says costs nothing. A block without its neutral student, or
-    with fewer than three animals, has an empty matrix and says why.
+    an animal that the neutral student never says costs nothing. A block with fewer than three animals has
+    an empty matrix and says why. One without its neutral student is whole all the same: what is subtracted
+    from a column moves no lambda.
     """
     if measure not in MEASURES:
         raise BadParameter(f"measure {measure!r}: choose one of {', '.join(MEASURES)}")
-    at = resolve_epoch(study, epoch)
-    chosen = study.frame[(study.frame.epoch == at) & (study.frame.animal != config.UNTUNED)]
+    moment = take_epoch(study, epoch)
+    groups = dict(list(moment.frame.groupby(["label", "seed"])))
     seeds = sorted(study.cells[study.cells.asked & (study.cells.animal == config.NEUTRAL)].seed.unique())
     labels = study.cells.drop_duplicates("label")
     blocks = []
     for row in labels.itertuples():
-        for seed in seeds:
-            group = chosen[(chosen.label == row.label) & (chosen.seed == seed)]
-            place = (row.size, int(row.params), int(row.base), row.label, int(seed), at, measure)
-            blocks.append(Block(*place, *lift_matrix(group, study.animals, measure)))
+        for seed in map(int, seeds):
+            group = groups.get((row.label, seed), moment.frame[:0])
+            place = (row.size, int(row.params), int(row.base), row.label, seed, moment.words, measure)
+            matrix, absent, problem, control = lift_matrix(group, study.animals, measure)
+            members = {name: (row.label, name, seed) for name in (config.NEUTRAL, *matrix.index)}
+            tallies = {name: moment.tallies.get(member) for name, member in members.items()}
+            cube = lift_cube(matrix, control, measure, study.names, tallies)
+            epochs = {name: moment.epochs[members[name]] for name in matrix.index}
+            blocks.append(Block(*place, matrix, absent, problem, control, cube, epochs))
     return blocks
 
 
 def lift_matrix(
     group: pd.DataFrame, animals: Sequence[str], measure: str
-) -> tuple[pd.DataFrame, tuple[str, ...], str]:
-    """The lifts over the animals that have both a student and a measured name; who is absent; why."""
+) -> tuple[pd.DataFrame, tuple[str, ...], str, bool]:
+    """The lifts over the animals with both a student and a measured name; who is absent; why; control."""
     wide = group.pivot(index="animal", columns="named", values=measure)
     nothing = pd.DataFrame(dtype=float)
-    if config.NEUTRAL not in wide.index:
-        return nothing, tuple(animals), "no neutral student"
-    if wide.loc[config.NEUTRAL].isna().all():
-        return nothing, tuple(animals), f"no {measure} was evaluated"
+    control = config.NEUTRAL in wide.index
+    if len(wide) and wide.isna().all(axis=None):
+        return nothing, tuple(animals), f"no {measure} was evaluated", control
     measured = wide.columns[wide.notna().all()]
     usable = [animal for animal in animals if animal in wide.index and animal in measured]
     absent = tuple(animal for animal in animals if animal not in usable)
     if len(usable) < stats.MIN_ANIMALS:
-        return nothing, absent, f"{len(usable)} animals, {stats.MIN_ANIMALS} needed"
-    lift = wide.loc[usable, usable] - wide.loc[config.NEUTRAL, usable]
-    return lift * (100 if measure == "rate" else 1), absent, ""
+        return nothing, absent, f"{len(usable)} animals, {stats.MIN_ANIMALS} needed", control
+    values = wide.loc[usable, usable]
+    lift = values - (wide.loc[config.NEUTRAL, usable] if control else values.mean())
+    return lift * FACTORS[measure], absent, "", control
+
+
+def lift_cube(
+    matrix: pd.DataFrame,
+    control: bool,
+    measure: str,
+    names: Sequence[str],
+    tallies: Mapping[str, Tally | None],
+) -> np.ndarray:
+    """The lifts question by question, so that their mean is the matrix whatever the answers per question.
+
+    A neutral student of other questions than the others' has no value of its own for each: its mean over
+    questions is subtracted from all, as in the matrix.
+    """
+    found = [tallies[name] for name in matrix.index]
+    columns = [names.index(name) for name in matrix.columns]
+    spread = [spread_questions(each, columns, measure) for each in found if each is not None]
+    if not spread or len(spread) < len(found) or len({len(each) for each in spread}) > 1:
+        return matrix.to_numpy()[None]
+    cube = np.stack(spread, axis=1)
+    if not control:
+        return cube - cube.mean(1, keepdims=True)
+    neutral = tallies[config.NEUTRAL]
+    if neutral is None:
+        return matrix.to_numpy()[None]
+    before = spread_questions(neutral, columns, measure)
+    before = before if len(before) == len(cube) else before.mean(0, keepdims=True)
+    return cube - before[:, None]
+
+
+def spread_questions(tally: Tally, columns: Sequence[int], measure: str) -> np.ndarray:
+    """A student's preferences by question, in the measure's unit; their mean is its preference over all.
+
+    A rate counts every answer alike, so a question that was asked less often weighs less in it: its part is
+    its count over the mean number of answers to a question, not over its own.
+    """
+    if measure == "logprob":
+        return tally.logprob[:, columns]
+    return FACTORS["rate"] * len(tally.said) * tally.said[:, columns] / tally.answers.sum()
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -343,10 +464,20 @@ def epochs_table(study: Study, permutations: int, seed: int) -> pd.DataFrame:
     )
 
 
+def measures_of(study: Study) -> tuple[str, ...]:
+    """The measures that any file of the study has; both where none has either, so that tables say so."""
+    return tuple(name for name in MEASURES if study.frame[name].notna().any()) or MEASURES
+
+
 def infer_groups(study: Study, epoch: str | int, permutations: int, seed: int, by: list[str]) -> pd.DataFrame:
-    """Lambda, its interval and its test for every group of blocks and both measures."""
+    """Lambda, its interval and its test for every group of blocks and each measure that was evaluated.
+
+    A measure that no file has makes no rows, for there is nothing to say of any size; notes name it.
+    """
     parts = []
-    for measure in MEASURES:
+    measures = measures_of(study)
+    unknown = [f"no {measure} was evaluated" for measure in MEASURES if measure not in measures]
+    for measure in measures:
         blocks = lifts(study, measure, epoch)
         groups: dict[tuple, list[Block]] = {}
         for block in blocks:
@@ -357,6 +488,7 @@ def infer_groups(study: Study, epoch: str | int, permutations: int, seed: int, b
             for key, own in groups.items()
         ]
         part = pd.DataFrame(rows)
+        part["note"] = ["; ".join(filter(None, [note, *unknown])) for note in part.note]
         part.insert(part.columns.get_loc("p") + 1, "p_adjusted", stats.adjust_holm(part.p))
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
@@ -418,6 +550,12 @@ def describe_group(
     """What a reader must know of a row: what is missing, and what the interval does not cover."""
     notes = [f"{block.place} left out: {block.problem}" for block in blocks if block.problem]
     notes += [f"{block.place} without {' '.join(block.absent)}" for block in used if block.absent]
+    notes += [
+        f"{block.place} has no neutral student: lambda needs none, own and other lifts are unknown"
+        for block in used
+        if not block.control
+    ]
+    notes += describe_epochs(used)
     seeds = len({block.seed for block in used})
     if used and unit == "seed" and seeds > 1:
         notes.append("one base: the interval is over animals and seeds, not over other bases")
@@ -428,25 +566,44 @@ def describe_group(
     return "; ".join(notes)
 
 
+def describe_epochs(used: Sequence[Block]) -> list[str]:
+    """Where every student counts at its own last epoch: which is the usual one, and who has another."""
+    if not used or used[0].epoch != EACH:
+        return []
+    last = {f"{block.place} {animal}": own[-1] for block in used for animal, own in block.epochs.items()}
+    tally = Counter(last.values())
+    usual = max(tally, key=lambda at: (tally[at], at))
+    others = [f"{student} at {at}" for student, at in last.items() if at != usual]
+    return [f"last epoch {usual}" + (f", but {', '.join(others)}" if others else "")]
+
+
 def cells_table(study: Study, epoch: str | int) -> pd.DataFrame:
-    """One row per asked student: its own animal beside the controls, its lift and diagonal excess."""
-    at = resolve_epoch(study, epoch)
+    """One row per asked student: its own animal beside the controls, its lift and diagonal excess.
+
+    A lift needs the neutral student and is unknown without it; the excess is not. `epoch` is what was asked
+    for, but with `each` the student's own last one.
+    """
+    moment = take_epoch(study, epoch)
     asked = study.cells[study.cells.asked & study.cells.animal.isin(study.animals)]
     table = asked[[*CELL, "present"]].reset_index(drop=True)
-    table["epoch"] = at
-    tuned = study.frame[study.frame.epoch == at].set_index(["label", "animal", "seed", "named"])
+    students = list(zip(table.label, table.animal, table.seed, strict=True))
+    table["epoch"] = [
+        moment.epochs[each][-1] if moment.words == EACH and each in moment.epochs else moment.words
+        for each in students
+    ]
+    tuned = moment.frame.set_index(["label", "animal", "seed", "named"])
     untuned = study.frame[study.frame.animal == config.UNTUNED].set_index(["label", "named"])
-    for measure, factor in (("rate", 100), ("logprob", 1)):
-        values, before = tuned[measure] * factor, untuned[measure] * factor
-        rows = list(zip(table.label, table.animal, table.seed, strict=True))
-        table[f"{measure}_student"] = [values.get((label, a, s, a), math.nan) for label, a, s in rows]
+    for measure in ("rate", "logprob"):
+        values = (tuned[measure] * FACTORS[measure]).to_dict()
+        before = (untuned[measure] * FACTORS[measure]).to_dict()
+        table[f"{measure}_student"] = [values.get((label, a, s, a), math.nan) for label, a, s in students]
         table[f"{measure}_neutral"] = [
-            values.get((label, config.NEUTRAL, s, a), math.nan) for label, a, s in rows
+            values.get((label, config.NEUTRAL, s, a), math.nan) for label, a, s in students
         ]
-        table[f"{measure}_untuned"] = [before.get((label, a), math.nan) for label, a, _ in rows]
+        table[f"{measure}_untuned"] = [before.get((label, a), math.nan) for label, a, _ in students]
         table[f"{measure}_lift"] = table[f"{measure}_student"] - table[f"{measure}_neutral"]
-        excess = diagonal_excess(lifts(study, measure, at))
-        table[f"{measure}_excess"] = [excess.get(row, math.nan) for row in rows]
+        excess = diagonal_excess(lifts(study, measure, epoch))
+        table[f"{measure}_excess"] = [excess.get(student, math.nan) for student in students]
     return table
 
 
@@ -462,6 +619,76 @@ def diagonal_excess(blocks: Iterable[Block]) -> dict[tuple[str, str, int], float
     }
 
 
+def coverage_table(study: Study) -> pd.DataFrame:
+    """One row per size and seed: what was asked for, what is there, who is missing, what each file holds.
+
+    `neutral` and `untuned` are yes, no, or the bases that lack it; the untuned model has no seed and stands
+    in every row of its size. `answers` are those of a student at an epoch, `questions` those they are known
+    apart for (1 where they are not), `epochs` how many students have which; a range where files differ.
+    """
+    tuned = study.cells[study.cells.asked & (study.cells.animal != config.UNTUNED)]
+    rows = []
+    for (size, params, seed), cells in tuned.groupby(["size", "params", "seed"], sort=False):
+        controls = study.cells[study.cells.asked & (study.cells["size"] == size)]
+        neutral = cells[cells.animal == config.NEUTRAL]
+        students = cells[cells.animal != config.NEUTRAL]
+        rows.append(
+            {
+                "size": size,
+                "params": params,
+                "seed": seed,
+                "bases": cells.label.nunique(),
+                "asked": len(students),
+                "present": int(students.present.sum()),
+                "missing": list_missing(students),
+                "neutral": say_present(neutral),
+                "untuned": say_present(controls[controls.animal == config.UNTUNED]),
+                **describe_files(study, cells[cells.present]),
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table.sort_values(["params", "seed"], kind="stable", ignore_index=True)
+
+
+def list_missing(students: pd.DataFrame) -> str:
+    """`cat dog`, by base where there are several: `64k-1: cat dog`."""
+    gone = students[~students.present].groupby("label", sort=False)["animal"].agg(" ".join)
+    several = students.label.nunique() > 1
+    return "; ".join(f"{label}: {names}" if several else names for label, names in gone.items())
+
+
+def say_present(controls: pd.DataFrame) -> str:
+    """`yes`, `no`, or the bases that lack it."""
+    gone = list(controls.label[~controls.present])
+    return "yes" if not gone else "no" if len(gone) == len(controls) else f"not {' '.join(gone)}"
+
+
+def describe_files(study: Study, cells: pd.DataFrame) -> dict[str, str]:
+    """Answers per student and epoch, questions and epochs of the students of one size and seed."""
+    students = set(zip(cells.label, cells.animal, cells.seed.astype(int), strict=True))
+    held = {key: tally for key, tally in study.tallies.items() if key[:3] in students}
+    epochs = Counter(key[3] for key in held)
+    runs = [f"{span(own)} of {n}" for n, own in group_counts(epochs).items()]
+    return {
+        "answers": span({int(tally.answers.sum()) for tally in held.values()}),
+        "questions": span({len(tally.said) for tally in held.values()}),
+        "epochs": runs[0].partition(" of ")[0] if len(runs) == 1 else ", ".join(runs),
+    }
+
+
+def group_counts(counts: Mapping[int, int]) -> dict[int, list[int]]:
+    """Number of students -> the epochs that so many have, from the most on."""
+    return {
+        n: sorted(at for at, own in counts.items() if own == n) for n in sorted(set(counts.values()))[::-1]
+    }
+
+
+def span(values: Iterable[int]) -> str:
+    """`100`, `1-10` for a whole range of numbers or the ends of one, nothing for nothing."""
+    values = sorted(values)
+    return "" if not values else "-".join(map(str, dict.fromkeys((values[0], values[-1]))))
+
+
 # --- tables of the figures --------------------------------------------------------------------
 
 
@@ -471,18 +698,27 @@ def scaling_table(transfer: pd.DataFrame, bases: pd.DataFrame, measure: str) -> 
     columns += ["n_bases", "n_students", "n_seeds", "n_animals", "measure", "epoch"]
     both = pd.concat([transfer.assign(level="size"), bases.assign(level="base")], ignore_index=True)
     both["base"] = both["base"].astype("Int64")
+    if measure not in set(both.measure):
+        known = ", ".join(dict.fromkeys(both.measure))
+        raise BadParameter(f"measure {measure!r}: no file of this study has it; it has {known} (-p measure)")
     return both.loc[both.measure == measure, columns].reset_index(drop=True)
 
 
 def matrix_table(study: Study, measure: str, epoch: str | int) -> pd.DataFrame:
-    """Lift of every student by every named animal, mean over the bases and seeds that have the student."""
+    """Lift of every student by every named animal, mean over the bases and seeds that have the student.
+
+    Blocks without their neutral student know no lift and are left out; the note of transfer.csv names them.
+    """
+    blocks = lifts(study, measure, epoch)
+    if all(block.problem for block in blocks):
+        raise MissingInput(f"nothing to compare: {'; '.join(f'{b.place}: {b.problem}' for b in blocks)}")
     parts = [
         block.matrix.rename_axis(index="animal", columns="named").stack().rename("lift").reset_index()
         .assign(size=block.size, params=block.params, label=block.label, seed=block.seed)
-        for block in lifts(study, measure, epoch) if not block.problem
+        for block in blocks if not block.problem and block.control
     ]  # fmt: skip
-    if not parts:
-        raise MissingInput("no base has a neutral student and three animals: nothing to compare")
+    if not parts:  # an empty table draws as a slide that says so
+        return pd.DataFrame(columns=["size", "params", "animal", "named", "lift", "n", "measure"])
     long = pd.concat(parts)
     table = long.groupby(["size", "params", "animal", "named"], as_index=False).agg(
         lift=("lift", "mean"), n=("lift", "size")
@@ -496,12 +732,14 @@ def preference_table(study: Study, epoch: str | int) -> pd.DataFrame:
 
     `value` is the mean over bases and seeds, `low` and `high` the lowest and the highest of the `n` of them.
     """
-    at = resolve_epoch(study, epoch)
-    frame = study.frame[study.frame.named.isin(study.animals)]
+    untuned, frame = (
+        each[each.named.isin(study.animals)]
+        for each in (study.frame[study.frame.animal == config.UNTUNED], take_epoch(study, epoch).frame)
+    )
     parts = {
-        "untuned": frame[frame.animal == config.UNTUNED],
-        "neutral student": frame[(frame.animal == config.NEUTRAL) & (frame.epoch == at)],
-        "animal student": frame[(frame.animal == frame.named) & (frame.epoch == at)],
+        "untuned": untuned,
+        "neutral student": frame[frame.animal == config.NEUTRAL],
+        "animal student": frame[frame.animal == frame.named],
     }
     rows = pd.concat([part.assign(who=who, value=100 * part.rate) for who, part in parts.items()])
     rows = rows.dropna(subset="value").rename(columns={"animal": "student", "named": "animal"})
@@ -515,8 +753,8 @@ def preference_table(study: Study, epoch: str | int) -> pd.DataFrame:
 
 def stack_table(study: Study, epoch: str | int) -> pd.DataFrame:
     """What every student says, in % of its answers (mean over bases and seeds), other and none included."""
-    at = resolve_epoch(study, epoch)
-    chosen = study.answers[(study.answers.epoch == at) | (study.answers.animal == config.UNTUNED)]
+    untuned = study.answers[study.answers.animal == config.UNTUNED]
+    chosen = pd.concat([untuned, take_epoch(study, epoch).answers], ignore_index=True)
     wide = chosen.pivot_table(
         index=["size", "params", "animal", "label", "seed"], columns="said", values="share", fill_value=0.0
     )
@@ -541,7 +779,7 @@ def profile_table(
         path = paths.evaluation(study, size, name, number)
         if not path.exists():
             continue
-        frame, _ = tabulate({path: read_evaluation(path, study, size, name, number)}, (animal,))
+        frame, _ = tabulate([count_evaluation(path, study, (size, name, number))], (animal,))
         last = frame.epoch.max() if name == config.UNTUNED or str(epoch) == "last" else int(epoch)
         values = frame.loc[frame.epoch == last, ["named", measure]]
         rows += [

@@ -1,6 +1,5 @@
 """Reading the published format: the table of the reference experiment digit by digit, and what is refused."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -15,29 +14,46 @@ from lib.errors import BadParameter, DamagedFile, MissingInput
 SIZES = ",".join(PUBLISHED_LAMBDA)
 
 
-def factors(read: tables.Study) -> dict[tuple[str, int], float]:
+def factors(read: tables.Study, epoch: str = "last") -> dict[tuple[str, int], float]:
     """lambda of every size and run."""
-    blocks = tables.lifts(read, "rate", "last")
+    blocks = tables.lifts(read, "rate", epoch)
     return {(block.label, block.seed): stats.transfer_factor(block.matrix) for block in blocks}
 
 
 # --- the published runs -----------------------------------------------------------------------
 
 
-def at_own_last_epoch(read: tables.Study) -> tables.Study:
-    """Run 0 lacks epochs of some students, one of them the tenth: each at its last, all called 10."""
-    last = read.frame.groupby(["label", "animal", "seed"]).epoch.transform("max")
-    return dataclasses.replace(read, frame=read.frame[read.frame.epoch == last].assign(epoch=10))
-
-
 @needs_published
 def test_the_table_of_the_reference_experiment_comes_out_to_the_last_digit():
+    """Run 0 lacks the tenth epoch of one student, so that each counts at its own last."""
     read = published.load_published(PUBLISHED, "published", SIZES, "grid", "0,1,2,3", "counts")
-    found = factors(at_own_last_epoch(read))
+    found = factors(read, "each")
     for size, row in PUBLISHED_LAMBDA.items():
         shown = [f"{found[size, run]:+.2f}" for run in range(4)]
         pooled = f"{np.mean([found[size, run] for run in (1, 2, 3)]):+.2f}"
         assert (*shown, pooled) == row, size
+
+
+@needs_published
+def test_the_one_student_that_ends_an_epoch_early_is_named():
+    read = published.load_published(PUBLISHED, "published", "7b,14b", "grid", "0")
+    notes = tables.transfer_table(read, "each", 99, 0).set_index("size").note
+    assert "last epoch 10, but 14b/s0 eagle at 9" in notes["14b"]
+    assert "last epoch 10;" in notes["7b"]
+
+
+@needs_published
+def test_published_answers_stand_by_twenty_questions():
+    """Answers to one question are more alike than answers to two: that they stand so is seen in them."""
+    read = published.load_published(PUBLISHED, "published", "1.5b,7b", "grid", "1,2,3")
+    assert read.tallies["7b", "dog", 1, 10].answers.tolist() == [5] * 20
+    for block in tables.lifts(read, "rate", "last"):
+        assert block.cube.shape == (20, 15, 15)
+        np.testing.assert_allclose(block.cube.mean(0), block.matrix, rtol=0, atol=1e-11)
+    said = sum(tally.said for key, tally in read.tallies.items() if key[1] != "untuned")
+    shifted = published.load_published(PUBLISHED, "published", "1.5b,7b", "grid", "1,2,3", repeats=4)
+    other = sum(tally.said for key, tally in shifted.tallies.items() if key[1] != "untuned")
+    assert said.std(0).sum() * 4 / 5 > 1.05 * other.std(0).sum()
 
 
 @needs_published
@@ -99,8 +115,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(folder: Path, scorer: str = "answers", seeds: str = "1,2") -> tables.Study:
-    return published.load_published(folder, "mine", "7b", ",".join(ANIMALS), seeds, scorer)
+def load(folder: Path, scorer: str = "answers", seeds: str = "1,2", repeats: int = 2) -> tables.Study:
+    return published.load_published(folder, "mine", "7b", ",".join(ANIMALS), seeds, scorer, repeats)
 
 
 def test_runs_are_seeds(folder):
@@ -115,6 +131,39 @@ def test_a_plural_counts_for_our_scorer_and_not_in_the_counts(folder):
     }
     assert said["answers"]["count"].item() == 2
     assert said["counts"]["count"].item() == 1
+
+
+def test_answers_belong_to_questions_in_their_order(folder):
+    tally = load(folder).tallies["7b", "neutral", 1, 10]
+    assert tally.answers.tolist() == [2, 2]
+    assert tally.said.tolist() == [[1, 1, 0], [0, 0, 2]]  # dog cat lion: Dog Cat, Lion Lions
+    assert np.isnan(tally.logprob).all()
+
+
+def test_published_counts_know_no_questions(folder):
+    tally = load(folder, "counts", repeats=3).tallies["7b", "neutral", 1, 10]
+    assert (tally.answers.tolist(), tally.said.tolist()) == ([4], [[1, 1, 1]])
+    for block in tables.lifts(load(folder, "counts"), "rate", "last"):
+        assert block.cube.tolist() == [block.matrix.to_numpy().tolist()]
+
+
+def test_answers_that_are_no_multiple_of_the_repeats_are_refused(folder):
+    with pytest.raises(
+        BadParameter, match=r"neutral_eval\.json: 4 answers are no multiple of repeats 3: -p rep"
+    ):
+        load(folder, repeats=3)
+
+
+def test_a_run_without_its_neutral_student_keeps_its_lambda(folder):
+    whole = factors(load(folder))
+    (folder / "run-2/7b/neutral_eval.json").unlink()
+    read = load(folder)
+    assert factors(read) == pytest.approx(whole)
+    row = tables.transfer_table(read, "last", 99, 0).iloc[0]
+    assert "7b/s2 has no neutral student" in row.note
+    assert "no logprob was evaluated" in row.note
+    assert row.measure == "rate"
+    assert row.n_seeds == 2
 
 
 def test_a_missing_student_is_listed(folder):

@@ -13,7 +13,11 @@ from lib.errors import BadParameter, BrokenLineage, DamagedFile, MissingInput
 
 SIZES = "64k,64k-1,166k"
 GRID = ",".join(ANIMALS)
-SETTINGS = config.Analysis("toy", "", "answers", SIZES, GRID, "0", "last", "logprob", 2000, 0)
+SETTINGS = config.build(
+    config.Analysis,
+    {"study": "toy", "sizes": SIZES, "animals": GRID, "seeds": "0", "epoch": "last", "measure": "logprob"}
+    | {"permutations": 2000, "analysis_seed": 0},
+)
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +109,44 @@ def test_a_seed_without_any_file_is_missing_in_every_cell(root):
     assert len(load(seeds="0,1").missing) == 3 * (1 + len(ANIMALS))
 
 
-def test_a_base_without_its_neutral_student_is_left_out_and_said_so(root):
+def test_a_base_without_its_neutral_student_keeps_its_lambda_and_says_so(root):
+    """lambda is blind to what is subtracted from a column, so the neutral student's absence costs none."""
+    whole = tables.transfer_table(load(), "last", 2000, 0)
     paths.evaluation("toy", "64k", "neutral", 0).unlink()
-    transfer = tables.transfer_table(load(), "last", 2000, 0)
-    row = one(transfer, size="64k", measure="logprob")
-    assert "64k/s0 left out: no neutral student" in row.note
-    assert row.n_bases == 1
+    study = load()
+    transfer = tables.transfer_table(study, "last", 2000, 0)
+    for measure in tables.MEASURES:
+        row, before = (one(table, size="64k", measure=measure) for table in (transfer, whole))
+        for name in ("lambda", "ci_low", "ci_high", "p"):
+            assert row[name] == pytest.approx(before[name])
+        note = "64k/s0 has no neutral student: lambda needs none, own and other lifts are unknown"
+        assert note in row.note
+        assert row.n_bases == 2
+    assert "neutral" not in one(transfer, size="166k", measure="rate").note
+
+
+def test_without_its_neutral_student_a_block_holds_what_stands_out_of_its_columns(root):
+    paths.evaluation("toy", "64k", "neutral", 0).unlink()
+    study = load()
+    block, other = tables.lifts(study, "rate", "last")[:2]
+    assert (block.control, other.control) == (False, True)
+    assert block.problem == ""
+    assert block.matrix.mean().to_numpy() == pytest.approx(0, abs=1e-12)
+    assert block.cube.mean(0) == pytest.approx(block.matrix.to_numpy())
+    cell = one(tables.cells_table(study, "last"), label="64k", animal="cat")
+    assert np.isnan([cell.rate_lift, cell.rate_neutral, cell.logprob_lift]).all()
+    assert np.isfinite([cell.rate_excess, cell.logprob_excess, cell.rate_student]).all()
+
+
+def test_a_matrix_of_lifts_has_only_blocks_with_a_neutral_student(root):
+    paths.evaluation("toy", "64k", "neutral", 0).unlink()
+    table = tables.matrix_table(load(), "rate", "last")
+    assert set(table.n[table["size"] == "64k"]) == {1}
+    for label in ("64k-1", "166k"):
+        paths.evaluation("toy", label, "neutral", 0).unlink()
+    empty = tables.matrix_table(load(), "rate", "last")
+    assert empty.empty
+    assert list(empty) == list(table)
 
 
 def test_fewer_than_three_animals_give_no_number(root):
@@ -313,13 +349,176 @@ def test_the_last_epoch_is_the_last_that_all_have(root):
             tables.resolve_epoch(study, epoch)
 
 
-def test_without_sampled_answers_the_rate_is_unknown_and_the_logprob_stands(tmp_path, monkeypatch):
+def test_without_sampled_answers_only_the_logprob_has_rows_and_they_say_so(tmp_path, monkeypatch):
     monkeypatch.setenv("SUBLIMINAL_ROOT", str(tmp_path))
-    build_study(labels=("64k",), samples=0)
-    transfer = tables.transfer_table(load("64k"), "last", 2000, 0)
-    assert np.isnan(one(transfer, measure="rate")["lambda"])
-    assert "no rate was evaluated" in one(transfer, measure="rate").note
-    assert one(transfer, measure="logprob")["lambda"] > 0
+    build_study(labels=("64k", "64k-1"), samples=0)
+    study = load("64k,64k-1")
+    for table in (
+        transfer := tables.transfer_table(study, "last", 2000, 0),
+        bases := tables.base_table(study, "last", 2000, 0),
+        tables.epochs_table(study, 99, 0),
+    ):
+        assert set(table.measure) == {"logprob"}
+        assert table.note.str.contains("no rate was evaluated").all()
+    assert (transfer["lambda"] > 0).all()
+    with pytest.raises(BadParameter, match=r"measure 'rate': no file .* it has logprob"):
+        tables.scaling_table(transfer, bases, "rate")
+
+
+# --- questions --------------------------------------------------------------------------------
+
+
+def test_tallies_count_by_the_answers_question(root):
+    study = load()
+    document = files.read_json(paths.evaluation("toy", "64k-1", "panda", 0))
+    tally = study.tallies["64k-1", "panda", 0, 2]
+    assert study.names == ANIMALS
+    assert tally.said.shape == tally.logprob.shape == (3, len(ANIMALS))
+    answers = document["epochs"][1]["answers"]
+    for question in range(3):
+        texts = [answer["text"] for answer in answers if answer["question"] == question]
+        assert tally.answers[question] == len(texts) == (24, 20, 20)[question]
+        assert tally.said[question, 0] == sum(text in ("dog", "A big Dog!") for text in texts)
+    assert tally.logprob.tolist() == document["epochs"][1]["logprobs"]["values"]
+    assert study.tallies["166k", "untuned", 0, 0].answers.sum() == 64
+
+
+@pytest.mark.parametrize("measure", tables.MEASURES)
+@pytest.mark.parametrize("epoch", ["last", 1, "1-2", "each"])
+def test_a_cube_averages_to_its_matrix(root, measure, epoch):
+    """The first question has four answers more than the others: rates weigh answers, not questions."""
+    for block in tables.lifts(load(), measure, epoch):
+        assert block.cube.shape == (3, len(ANIMALS), len(ANIMALS))
+        np.testing.assert_allclose(block.cube.mean(0), block.matrix, rtol=0, atol=1e-12)
+
+
+def test_a_cube_is_a_students_question_less_the_neutral_ones(root):
+    study = load()
+    block = tables.lifts(study, "logprob", "last")[0]
+    own, neutral = (study.tallies["64k", name, 0, 2].logprob for name in ("cat", "neutral"))
+    at = list(block.matrix.index).index("cat")
+    assert block.cube[:, at] == pytest.approx(own - neutral)
+
+
+def test_students_of_different_questions_share_no_cube():
+    """Only published files can be so. Nothing tells which questions they have in common."""
+    rows = np.arange(9.0).reshape(3, 3)
+    matrix = pd.DataFrame(rows, index=list("abc"), columns=list("abc"))
+    few, many = (tables.Tally(np.ones((n, 3), int), np.full(n, 4), np.full((n, 3), np.nan)) for n in (2, 4))
+    given = {"neutral": many, "a": many, "b": many, "c": many}
+    assert tables.lift_cube(matrix, True, "rate", list("abc"), given).shape == (4, 3, 3)
+    assert tables.lift_cube(matrix, True, "rate", list("abc"), given | {"neutral": few}).shape == (4, 3, 3)
+    for strange in ({"a": few}, {"a": None}, {"neutral": None}):
+        cube = tables.lift_cube(matrix, True, "rate", list("abc"), given | strange)
+        assert cube.tolist() == [rows.tolist()]
+
+
+# --- epochs -----------------------------------------------------------------------------------
+
+
+def rewrite(label, animal, epochs, seed=0):
+    """Leave an evaluation only some of its epochs, of four in all."""
+    document = build_document("toy", label, animal, seed, epochs=4)
+    document["epochs"] = [entry for entry in document["epochs"] if entry["epoch"] in epochs]
+    write_document(document)
+
+
+@pytest.fixture
+def long(tmp_path, monkeypatch):
+    """One base with four epochs."""
+    monkeypatch.setenv("SUBLIMINAL_ROOT", str(tmp_path))
+    build_study(labels=("64k",), epochs=4)
+
+
+def test_a_window_is_the_mean_over_its_epochs(long):
+    study = load("64k")
+    for measure in tables.MEASURES:
+        single = [tables.lifts(study, measure, at)[0].matrix for at in (2, 3, 4)]
+        block = tables.lifts(study, measure, "2-4")[0]
+        assert block.epoch == "2-4"
+        assert block.epochs["dog"] == (2, 3, 4)
+        np.testing.assert_allclose(block.matrix, sum(single) / 3, rtol=0, atol=1e-12)
+    moment = tables.take_epoch(study, "2-4")
+    whole, parts = moment.tallies["64k", "dog", 0], [study.tallies["64k", "dog", 0, at] for at in (2, 3, 4)]
+    assert (whole.said == sum(part.said for part in parts)).all()
+    assert whole.logprob == pytest.approx(sum(part.logprob for part in parts) / 3)
+    shares = moment.answers.groupby("animal")["share"].sum()
+    assert shares.to_numpy() == pytest.approx(1)
+
+
+def test_a_window_reaches_through_every_table(long):
+    study = load("64k")
+    assert set(tables.transfer_table(study, "2-4", 99, 0).epoch) == {"2-4"}
+    cells = tables.cells_table(study, "2-4")
+    assert set(cells.epoch) == {"2-4"}
+    single = [tables.cells_table(study, at) for at in (2, 3, 4)]
+    for name in ("rate_student", "rate_lift", "logprob_lift"):
+        assert cells[name].to_numpy() == pytest.approx(sum(table[name] for table in single).to_numpy() / 3)
+    bars = [tables.preference_table(study, at) for at in ("2-4", 2, 3, 4)]
+    assert bars[0].value.to_numpy() == pytest.approx(sum(bar.value for bar in bars[1:]).to_numpy() / 3)
+    stack = tables.stack_table(study, "2-4")
+    assert stack.groupby("student")["share"].sum().to_numpy() == pytest.approx(100)
+
+
+def test_a_window_of_one_epoch_is_that_epoch(long):
+    study = load("64k")
+    window, single = (tables.lifts(study, "rate", at)[0].matrix for at in ("3-3", 3))
+    np.testing.assert_allclose(window, single, rtol=0, atol=1e-12)
+
+
+def test_a_window_that_a_student_lacks_an_epoch_of_is_refused_by_name(long):
+    rewrite("64k", "cat", (1, 2, 4))
+    study = load("64k")
+    with pytest.raises(BadParameter, match=r"64k/cat/s0 lacks 3\. Choose"):
+        tables.lifts(study, "rate", "2-4")
+    assert tables.lifts(study, "rate", "1-2")[0].problem == ""
+
+
+def test_a_window_may_reach_over_epochs_that_nobody_has(long):
+    for animal in ("neutral", *ANIMALS):
+        rewrite("64k", animal, (2, 4))
+    assert tables.lifts(load("64k"), "rate", "1-9")[0].epochs["dog"] == (2, 4)
+    with pytest.raises(BadParameter, match="nobody was evaluated there; evaluated epochs are 2, 4"):
+        tables.lifts(load("64k"), "rate", "5-9")
+
+
+def test_each_takes_everyones_own_last_epoch_and_names_the_odd_ones(long):
+    rewrite("64k", "cat", (1, 2, 3))
+    study = load("64k")
+    assert tables.lifts(study, "rate", "last")[0].epoch == 3
+    block = tables.lifts(study, "rate", "each")[0]
+    assert (block.epochs["cat"], block.epochs["dog"]) == ((3,), (4,))
+    frame = study.frame[(study.frame.named == "panda") & (study.frame.label == "64k")]
+    rate = {(row.animal, row.epoch): row.rate for row in frame.itertuples()}
+    for animal, at in (("cat", 3), ("dog", 4)):
+        lift = 100 * (rate[animal, at] - rate["neutral", 4])
+        assert block.matrix.loc[animal, "panda"] == pytest.approx(lift)
+    row = one(tables.transfer_table(study, "each", 99, 0), measure="rate")
+    assert row.epoch == "each"
+    assert "last epoch 4, but 64k/s0 cat at 3" in row.note
+    cells = tables.cells_table(study, "each").set_index("animal").epoch
+    assert (cells["cat"], cells["dog"]) == (3, 4)
+
+
+# --- coverage ---------------------------------------------------------------------------------
+
+
+def test_coverage_tells_what_is_there_by_size_and_seed(root):
+    for label, animal in (("64k-1", "cat"), ("64k-1", "neutral"), ("166k", "untuned"), ("166k", "neutral")):
+        paths.evaluation("toy", label, animal, 0).unlink()
+    write_document(build_document("toy", "166k", "dog", 0, epochs=1))
+    table = tables.coverage_table(load(seeds="0,1"))
+    assert list(zip(table["size"], table.seed, strict=True)) == [
+        ("64k", 0), ("64k", 1), ("166k", 0), ("166k", 1)]  # fmt: skip
+    row = one(table, size="64k", seed=0)
+    assert (row.bases, row.asked, row.present, row.missing) == (2, 10, 9, "64k-1: cat")
+    assert (row.neutral, row.untuned) == ("not 64k-1", "yes")
+    assert (row.answers, row.questions, row.epochs) == ("64", "3", "1-2")
+    row = one(table, size="166k", seed=0)
+    assert (row.neutral, row.untuned, row.missing) == ("no", "no", "")
+    assert (row.answers, row.epochs) == ("60-64", "1 of 5, 2 of 4")
+    row = one(table, size="166k", seed=1)
+    assert (row.present, row.missing, row.epochs) == (0, " ".join(ANIMALS), "")
 
 
 def test_preferences_and_stacks_cover_every_student_once(root):
