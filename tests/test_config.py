@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -314,6 +316,30 @@ def test_bad_values_of_the_analysis_are_refused(values: dict[str, object], messa
         read_parameters(Analysis, ANALYSIS | {"study": "trial"} | values)  # a study without a file
 
 
+@pytest.mark.parametrize("epoch", ["last", "each", "0", "8-10", "3-3"])
+def test_an_analysis_is_at_an_epoch_a_window_or_each_students_last(epoch: str):
+    assert read_parameters(Analysis, ANALYSIS | {"epoch": epoch}).shared.epoch == epoch
+
+
+@pytest.mark.parametrize("epoch", ["8-", "-8", "8-9-10", "8:10", "8 - 10", "last-1", "", "Each"])
+def test_what_is_no_epoch_of_an_analysis_is_refused(epoch: str):
+    with pytest.raises(BadParameter, match="a window such as 8-10, or 'each'"):
+        read_parameters(Analysis, ANALYSIS | {"epoch": epoch})
+
+
+def test_a_window_that_ends_before_it_begins_is_turned_round():
+    with pytest.raises(BadParameter, match="did you mean '8-10'"):
+        read_parameters(Analysis, ANALYSIS | {"epoch": "10-8"})
+
+
+def test_an_older_copy_of_the_analysis_lacks_what_came_later():
+    assert "repeats" not in ANALYSIS
+    assert read_parameters(Analysis, ANALYSIS).shared.repeats == 5
+    assert read_parameters(Analysis, ANALYSIS | {"repeats": 1}).shared.repeats == 1
+    with pytest.raises(BadParameter, match="repeats must be at least 1"):
+        read_parameters(Analysis, ANALYSIS | {"repeats": 0})
+
+
 def test_numbers_where_the_analysis_means_text_are_read_as_papermill_passes_them():
     ask = read_parameters(Analysis, ANALYSIS | {"seeds": 0, "epoch": 3}).shared
     assert (ask.seeds, ask.epoch) == ("0", "3")
@@ -477,3 +503,33 @@ def test_a_misspelt_parameter_stops_the_notebook(kernel_notebook: Path):
         papermill.PapermillExecutionError, match=r"unknown parameter 'animl'.*did you mean 'animal'"
     ):
         papermill.execute_notebook(kernel_notebook, out, parameters={"animl": "fox"}, progress_bar=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(
+    not Path("/proc/self/cmdline").exists(), reason="papermill's own words cannot be seen here"
+)
+def test_another_stages_name_is_refused_as_a_parameter_and_passes_in_a_file(
+    kernel_notebook: Path, tmp_path: Path
+):
+    file = tmp_path / "all.yaml"
+    file.write_text("epoch: 3\nmeasure: rate\nbatch: 30\n")
+
+    def run(*words: str) -> subprocess.CompletedProcess:
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(kernel_notebook),
+            str(tmp_path / "out.ipynb"),
+            *words,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    refused = run("-f", str(file), "-p", "epoch", "3")
+    assert refused.returncode != 0
+    told = re.sub(r"\x1b\[[0-9;]*m", "", refused.stderr)
+    assert "parameter 'epoch' is none of this stage: -p epoch would change nothing here" in told
+    assert "did you mean 'epochs'" in told
+    assert run("-f", str(file), "-p", "seed", "4").returncode == 0
+    assert "['batch', 'epoch', 'measure', 'seed'] 4 wolf" in (tmp_path / "out.ipynb").read_text()
