@@ -5,11 +5,13 @@ PNG and the CSV it was drawn from side by side. An animal has one colour and one
 """
 
 import io
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import matplotlib.colors as mcolors
 import matplotlib.pyplot as plt
+import matplotlib.ticker as mticker
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -110,6 +112,8 @@ def draw(plot: Plot, table: pd.DataFrame, by: str | None = None, **options: obje
             plot(table if by is None else table[table[by] == value], ax, **options)
         for ax in axes[len(values) :]:
             ax.set_axis_off()
+        if by and getattr(axes[0], "slide_title", ""):
+            slide.suptitle(axes[0].slide_title, fontsize=15)
         meshes = [ax.collections[0] for ax in axes[: len(values)] if getattr(ax, "scale_label", "")]
         if meshes:
             slide.colorbar(meshes[0], ax=list(axes), shrink=0.6, label=axes[0].scale_label)
@@ -214,68 +218,339 @@ def span(values: Iterable[int]) -> str:
 
 
 def scaling_curve(table: pd.DataFrame, ax: Axes) -> Axes:
-    """lambda over parameters: sizes with their interval, each base a point, p and n written at each size."""
+    """lambda over parameters: sizes with their interval, bases and students as points, the law with its band.
+
+    Rows of the level `student` (each student's own diagonal excess), `base` and `band` (a law's curve) are
+    drawn where they are there. The view is that of the means and their intervals: students far beyond it
+    stand as carets at its edge and are counted, or they would press everything else flat.
+    """
     sizes = table[table.level == "size"].sort_values("params")
     several = sizes["size"][sizes.n_bases > 1]  # the only base of a size is its mean
     bases = table[(table.level == "base") & table["size"].isin(several)]
+    students = table[(table.level == "student") & table["lambda"].notna()]
+    bands = [own.sort_values("params") for _, own in table[table.level == "band"].groupby("size", sort=False)]
     ax.axhline(0, color=FAINT, lw=1.2, zorder=1)
-    ax.plot(sizes.params, sizes["lambda"], color=HUES[0], lw=2, zorder=3)
+    ax.set_xscale("log")
+    ax.margins(x=0.08)
+    if not bands:
+        ax.plot(sizes.params, sizes["lambda"], color=HUES[0], lw=2, zorder=3)
     reach = [sizes["lambda"] - sizes.ci_low, sizes.ci_high - sizes["lambda"]]
     ax.errorbar(
-        sizes.params, sizes["lambda"], reach, fmt="o", ms=11, color=HUES[0], capsize=6, lw=2, zorder=4
+        sizes.params, sizes["lambda"], reach, fmt="o", ms=11, color=HUES[0], capsize=6, lw=2, zorder=6
     )
     ax.scatter(
-        bases.params * 1.06, bases["lambda"], s=60, facecolor="white", edgecolor=HUES[3], lw=1.8, zorder=5
+        bases.params * 1.06, bases["lambda"], s=60, facecolor="white", edgecolor=HUES[3], lw=1.8, zorder=7
     )
-    ax.set_xscale("log")
+    for at, band in enumerate(bands):
+        draw_law(ax, band, line_colour(at + 3))
+    hidden = draw_students(ax, students, sizes)
     ax.set_xticks(
         sizes.params,
         [f"{row['size']}\n{count_words(row)}".replace(" x ", " x\n") for _, row in sizes.iterrows()],
     )
     ax.minorticks_off()
-    ax.margins(x=0.08)
     top = ax.get_ylim()[1]
     for row in sizes.itertuples():
-        ax.annotate(format_p(row.p), (row.params, top), ha="center", va="bottom", color=INK, fontsize=13)
+        ax.annotate(
+            format_p(row.p), (row.params, top), (0, 10), ha="center", color=INK, fontsize=13,
+            textcoords="offset points",
+        )  # fmt: skip
     unit = MEASURE_LABELS[sizes.measure.iloc[0]]
     ax.set(xlabel="model size (parameters, log scale)", ylabel=f"transfer factor λ\n({unit})")
     ax.set_title(
-        f"Transfer over model size: {int(sizes.n_students.sum())} students, epoch {sizes.epoch.iloc[0]}",
-        pad=34,
+        f"Transfer over model size: {int(sizes.n_students.sum())} students, epoch {say_epoch(sizes)}",
+        pad=40,
     )
     handles = [
-        Line2D([], [], color=HUES[0], marker="o", ms=9, label="mean of a size, with its 95 % interval"),
-        Line2D([], [], color=HUES[3], marker="o", mfc="white", ms=8, ls="", label="each base model"),
+        Line2D([], [], color=HUES[0], marker="o", ms=9, label="mean of a size, with its 95 % interval")
     ]
-    ax.legend(handles=handles[: 1 if bases.empty else 2], loc="best")
+    if not bases.empty:
+        handles.append(
+            Line2D([], [], color=HUES[3], marker="o", mfc="white", ms=8, ls="", label="each base model")
+        )
+    handles += [name_law(band, line_colour(at + 3)) for at, band in enumerate(bands)]
+    if not students.empty:
+        beyond = f" ({hidden} beyond the view, at its edge)" if hidden else ""
+        handles.append(
+            Line2D([], [], color=FAINT, marker="o", ms=4, ls="", label=f"each student's own excess{beyond}")
+        )
+    ax.legend(handles=handles, loc="best")
     return ax
+
+
+def say_epoch(sizes: pd.DataFrame) -> str:
+    """The epoch as it was asked for; a number beside rows that have none has become 10.0."""
+    epoch = sizes.epoch.iloc[0]
+    return f"{epoch:g}" if isinstance(epoch, float) else str(epoch)
+
+
+def line_colour(at: int) -> str:
+    """A colour for the line at a place: yellow lines cannot be read on white."""
+    colour = HUES[at % len(HUES)]
+    return colour if colour != "#F0E442" else "#8c7a00"
+
+
+def draw_law(ax: Axes, band: pd.DataFrame, colour: str) -> None:
+    """A law's curve with its band; dashed where there is no band to be had."""
+    known = (band.ci_low.notna() & band.ci_high.notna()).to_numpy()
+    ax.fill_between(band.params, band.ci_low, band.ci_high, where=known, color=colour, alpha=0.16, lw=0)
+    solid, dashed = band["lambda"].where(known), band["lambda"].where(~known | ~np.roll(known, 1))
+    ax.plot(band.params, solid, color=colour, lw=2.4, zorder=4)
+    if not known.all():
+        ax.plot(band.params, dashed, color=colour, lw=2.4, ls=(0, (4, 2.5)), zorder=4)
+
+
+def name_law(band: pd.DataFrame, colour: str) -> Line2D:
+    """The legend's entry of a law."""
+    known = band.ci_low.notna().any()
+    words = f"law: {band['size'].iloc[0]}, " + (
+        "with its pointwise 95 % band" if known else "no band to be had"
+    )
+    return Line2D([], [], color=colour, lw=2.4, ls="-" if known else (0, (4, 2.5)), label=words)
+
+
+def draw_students(ax: Axes, students: pd.DataFrame, sizes: pd.DataFrame) -> int:
+    """Students as small points behind their size, set apart by animal; how many lie beyond the view."""
+    if students.empty:
+        return 0
+    means = pd.concat([sizes["lambda"], sizes.ci_low, sizes.ci_high]).dropna()
+    low, high = min(means.min(), 0.0), max(means.max(), 0.0)
+    room = 0.25 * (high - low) or 1.0
+    low, high = (
+        max(low - room, students["lambda"].min() - 0.1 * room),
+        min(high + room, students["lambda"].max() + 0.1 * room),
+    )
+    bottom, top = ax.get_ylim()
+    low, high = min(low, bottom), max(high, top)
+    params = np.sort(np.log10(sizes.params.to_numpy(dtype=float)))
+    width = 0.5 * (np.diff(params).min() if len(params) > 1 else 0.4)
+    animals = {name: at for at, name in enumerate(sorted(set(students.animal)))}
+    place = np.array([animals[name] for name in students.animal]) / max(1, len(animals) - 1) - 0.5
+    x = students.params.to_numpy(dtype=float) * 10 ** (width * place)
+    y = students["lambda"].to_numpy(dtype=float)
+    inside = (y >= low) & (y <= high)
+    ax.scatter(x[inside], y[inside], s=16, color=FAINT, alpha=0.5, lw=0, zorder=2)
+    for beyond, edge, marker in ((y > high, high, "^"), (y < low, low, "v")):
+        ax.scatter(x[beyond], np.full(beyond.sum(), edge), s=26, marker=marker, color=FAINT, alpha=0.7, lw=0,
+                   zorder=2, clip_on=False)  # fmt: skip
+    ax.set_ylim(low, high)
+    return int((~inside).sum())
 
 
 def epoch_curve(table: pd.DataFrame, ax: Axes) -> Axes:
     """lambda over epochs, a line with its 95 % band per size, named at its end."""
+    words = draw_curves(table, ax, "epoch")
+    ax.set_xticks(sorted(table.epoch.unique()))
+    ax.set(xlabel="epoch of fine-tuning")
+    ax.set_title(f"Transfer over training; n students, {words}")
+    return ax
+
+
+def dose_curve(table: pd.DataFrame, ax: Axes) -> Axes:
+    """lambda over the number of lists that a student was trained on, a line with its band per size."""
+    ax.set_xscale("log")
+    words = draw_curves(table, ax, "n_keep")
+    doses = sorted(table.n_keep.unique())
+    ax.set_xticks(doses, [f"{int(dose):,}" for dose in doses])
+    ax.minorticks_off()
+    ax.set(xlabel="number lists a student is trained on (log scale)")
+    ax.set_title(f"Transfer over the dose; n students, {words}")
+    return ax
+
+
+def draw_curves(table: pd.DataFrame, ax: Axes, x: str) -> str:
+    """lambda over a column, one line per size named at its end; what band and whiskers are, in words.
+
+    With `band_low` and `band_high` the band is simultaneous over the whole line, and the pointwise interval
+    of each point stands as whiskers, set a little apart so that those of several sizes can be told apart.
+    """
     sizes = list(dict.fromkeys(table.sort_values("params")["size"]))
-    ax.plot([table.epoch.min(), table.epoch.max()], [0, 0], color=FAINT, lw=1.2)
+    whole = {"band_low", "band_high"} <= set(table) and table.band_low.notna().any()
+    ax.axhline(0, color=FAINT, lw=1.2)
+    points = np.sort(table[x].unique()).astype(float)
+    log = ax.get_xscale() == "log"
+    gap = float(np.diff(np.log10(points) if log else points).min()) if len(points) > 1 else 1.0
+    aside = gap * min(0.08, 0.4 / len(sizes)) if whole else 0.0
+    room = aside * (len(sizes) / 2 + 1)
+    end = float(points[-1] * 10**room if log else points[-1] + room)
     ends = []
     for at, size in enumerate(sizes):
-        own = table[table["size"] == size].sort_values("epoch")
-        colour = HUES[at % len(HUES)] if HUES[at % len(HUES)] != "#F0E442" else "#8c7a00"
-        ax.plot(
-            own.epoch,
-            own["lambda"],
-            color=colour,
-            marker=MARKERS[at % len(MARKERS)],
-            ms=9,
-            lw=2.2,
-            clip_on=False,
-        )
-        ax.fill_between(own.epoch, own.ci_low, own.ci_high, color=colour, alpha=0.13, lw=0)
+        own = table[table["size"] == size].sort_values(x)
+        colour = line_colour(at)
+        look = {"color": colour, "marker": MARKERS[at % len(MARKERS)], "ms": 9, "lw": 2.2}
+        ax.plot(own[x], own["lambda"], clip_on=False, zorder=4, **look)
+        if whole:
+            ax.fill_between(own[x], own.band_low, own.band_high, color=colour, alpha=0.13, lw=0)
+            shift = aside * (at - (len(sizes) - 1) / 2)
+            places = own[x] * 10**shift if log else own[x] + shift
+            reach = [own["lambda"] - own.ci_low, own.ci_high - own["lambda"]]
+            ax.errorbar(places, own["lambda"], reach, fmt="none", ecolor=mix(colour, "black", 0.25),
+                        elinewidth=1.6, capsize=4, zorder=3, clip_on=False)  # fmt: skip
+        else:
+            ax.fill_between(own[x], own.ci_low, own.ci_high, color=colour, alpha=0.13, lw=0)
         last = own.iloc[-1]
-        ends.append((last.epoch, last["lambda"], f"{size} (n = {int(last.n_students)})", colour))
-    label_lines(ax, [end for end in ends if np.isfinite(end[1])])
-    ax.set_xticks(sorted(table.epoch.unique()))
-    unit = MEASURE_LABELS[table.measure.iloc[0]]
-    ax.set(xlabel="epoch of fine-tuning", ylabel=f"transfer factor λ\n({unit})")
-    ax.set_title("Transfer over training; n students, bands are pointwise 95 % intervals")
+        ends.append((end, last["lambda"], f"{size} (n = {int(last.n_students)})", colour))
+    label_lines(ax, [each for each in ends if np.isfinite(each[1])])
+    ax.set_ylabel(f"transfer factor λ\n({MEASURE_LABELS[table.measure.iloc[0]]})")
+    if whole:
+        return "bands are simultaneous 95 %, whiskers pointwise 95 %"
+    return "bands are pointwise 95 % intervals"
+
+
+def split_bars(table: pd.DataFrame, ax: Axes) -> Axes:
+    """How lambda splits: naming the target more (`own`) and naming everything else less (`rest`)."""
+    table = table.sort_values("params").reset_index(drop=True)
+    looks = (
+        ("own", HUES[0], "", "own: names the teacher's animal more than the neutral student does"),
+        ("rest", HUES[1], "///", "rest: names the other teachers' animals less"),
+    )
+    x = np.arange(len(table))
+    for place, (part, colour, hatch, _) in enumerate(looks):
+        value = table[part]
+        at = x + (place - 1) * 0.27
+        ax.bar(at, value, 0.25, color=colour, hatch=hatch, edgecolor=INK, lw=0.6)
+        reach = [value - table[f"{part}_low"], table[f"{part}_high"] - value]
+        ax.errorbar(at, value, reach, fmt="none", ecolor=INK, elinewidth=1.5, capsize=4)
+    reach = [table["lambda"] - table.ci_low, table.ci_high - table["lambda"]]
+    ax.errorbar(x + 0.27, table["lambda"], reach, fmt="D", ms=9, color=INK, elinewidth=1.5, capsize=4)
+    for at, row in table.iterrows():
+        known = [v for v in (row.ci_high, row["lambda"]) if np.isfinite(v)]
+        if known:
+            ax.annotate(f"{row['lambda']:.2g}", (at + 0.27, max(known)), (0, 4), ha="center", fontsize=12,
+                        textcoords="offset points")  # fmt: skip
+    ax.axhline(0, color=INK, lw=1)
+    ax.set_xticks(x, [f"{row['size']}\nn = {int(row.n_students)}" for _, row in table.iterrows()])
+    ax.set(xlabel="model size, n students", ylabel=MEASURE_LABELS[table.measure.iloc[0]])
+    ax.set_title("What transfer is made of: λ = own + rest, with 95 % intervals")
+    handles = [Patch(facecolor=c, hatch=h, edgecolor=INK, label=words) for _, c, h, words in looks]
+    handles.append(Line2D([], [], color=INK, marker="D", ms=8, label="λ, the sum of both (value written)"))
+    ax.legend(handles=handles, loc="best")
+    return ax
+
+
+# --- studies beside one another ---------------------------------------------------------------
+
+COMPARABLE = 5  # studies whose largest lambdas differ by no more share an axis
+
+
+def beside_figure(table: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Slide:
+    """lambda over parameters of several studies: over one another, or one panel each where scales differ.
+
+    Rows of transfer tables with a column `study`, or those tables by study. One axis only where the unit is
+    the same and the largest absolute lambdas are within a factor of five; else panels above one another
+    share the axis of sizes, and no heights are to be compared between them.
+    """
+    if not isinstance(table, pd.DataFrame):
+        parts = [own.assign(study=name) for name, own in table.items() if not own.empty]
+        table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if table.empty or table["lambda"].isna().all():
+        return draw_nothing(table)
+    names = list(dict.fromkeys(table.study))
+    together = share_axis(table)
+    with plt.rc_context(STYLE):
+        slide = Slide(figsize=INCHES, dpi=DPI, layout="constrained")
+        FigureCanvasAgg(slide)
+        axes = slide.subplots(1 if together else len(names), 1, sharex=True, squeeze=False).ravel()
+        for at, name in enumerate(names):
+            draw_study(axes[0 if together else at], table[table.study == name], at, len(names), together)
+        for ax in axes:
+            ax.legend(loc="best")
+        sizes = table.drop_duplicates("size").sort_values("params")
+        axes[-1].set_xticks(*thin_ticks(sizes))
+        axes[-1].minorticks_off()
+        axes[-1].set_xlabel("model size (parameters, log scale)")
+        words = "on one scale" if together else "each on its own scale: compare shapes, not heights"
+        slide.suptitle(
+            f"Transfer over model size in {len(names)} studies, 95 % intervals; {words}", fontsize=16
+        )
+    slide.table = table
+    return slide
+
+
+def share_axis(table: pd.DataFrame) -> bool:
+    """Whether one axis serves all studies: one unit, and no study pressed flat by another."""
+    largest = table["lambda"].abs().groupby(table.study).max()
+    return table.measure.nunique() == 1 and bool(largest.max() <= COMPARABLE * largest.min())
+
+
+def thin_ticks(sizes: pd.DataFrame) -> tuple[list[float], list[str]]:
+    """Ticks of sizes, those of nearly the same size under one tick with both names."""
+    ticks: list[tuple[float, list[str]]] = []
+    reach = np.log10(sizes.params.max() / sizes.params.min()) or 1.0
+    for row in sizes.to_dict("records"):
+        if ticks and np.log10(row["params"] / ticks[-1][0]) < 0.03 * reach:
+            ticks[-1][1].append(row["size"])
+        else:
+            ticks.append((float(row["params"]), [row["size"]]))
+    return [at for at, _ in ticks], ["\n".join(names) for _, names in ticks]
+
+
+def draw_study(ax: Axes, own: pd.DataFrame, at: int, count: int, together: bool) -> None:
+    """One study's line with its intervals, set a little aside from the others' on the same axis."""
+    own = own.sort_values("params")
+    unit, students = MEASURE_LABELS[own.measure.iloc[0]], span(own.n_students.astype(int))
+    shift = 1.02 ** (2 * at - count + 1) if together else 1.0
+    reach = [own["lambda"] - own.ci_low, own.ci_high - own["lambda"]]
+    ax.axhline(0, color=FAINT, lw=1.2, zorder=1)
+    ax.errorbar(
+        own.params * shift, own["lambda"], reach, color=line_colour(at), marker=MARKERS[at % len(MARKERS)],
+        ms=10, lw=2, elinewidth=2, capsize=5, zorder=3, ls=("-", (0, (5, 2)), (0, (1, 1.5)))[at % 3],
+        label=f"{own.study.iloc[0]}: n = {students} students a size",
+    )  # fmt: skip
+    ax.set_xscale("log")
+    ax.margins(x=0.06)
+    ax.set_ylabel(f"transfer factor λ\n({unit})")
+
+
+# --- laws -------------------------------------------------------------------------------------
+
+
+def laws_figure(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Each law's weight beside its error for sizes left out, and what was fitted; the best law first."""
+    table = table.sort_values("weight", ascending=False, na_position="last").reset_index(drop=True)
+    y = np.arange(len(table))
+    ax.set_axis_off()
+    left, right = ax.inset_axes((0.1, 0.09, 0.27, 0.88)), ax.inset_axes((0.41, 0.09, 0.27, 0.88))
+    left.barh(y, table.weight.fillna(0), 0.62, color=HUES[0], edgecolor=INK, lw=0.6)
+    for at, weight in zip(y, table.weight, strict=True):
+        words = "not fitted" if np.isnan(weight) else f"{weight:.2f}" if weight >= 0.005 else "< .01"
+        left.text(max(np.nan_to_num(weight), 0.05) + 0.03, at, words, va="center", fontsize=13)
+    left.set_xlim(0, 1.18)
+    left.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    left.axvline(0.05, color=HUES[3], lw=1.4, ls=":")
+    left.set_xlabel("weight of the law\n(left of the dots, .05: ruled out)")
+    right.plot(table.loso_rmse, y, ls="", marker="D", ms=11, color=HUES[3])
+    for at, value in zip(y, table.loso_rmse, strict=True):
+        if np.isfinite(value):
+            right.annotate(
+                f"{value:.3g}", (value, at), (0, 10), ha="center", fontsize=12, textcoords="offset points"
+            )
+    right.set_xlim(0, 1.15 * np.nanmax([*table.loso_rmse, 1e-12]))
+    unit = MEASURE_LABELS.get(table.measure.iloc[0], "") if "measure" in table else ""
+    right.set_xlabel("error for a size left out" + (f"\n(rms, {unit})" if unit else " (rms)"))
+    for panel in (left, right):
+        panel.set_ylim(len(table) - 0.4, -0.6)
+        panel.grid(axis="x", color="#eeeeee")
+        panel.set_axisbelow(True)
+        panel.tick_params(axis="y", length=0)
+        sns.despine(ax=panel, left=True)
+    left.set_yticks(
+        y, [f"{row.law}\nk = {int(row.k)}" if np.isfinite(row.k) else row.law for row in table.itertuples()]
+    )
+    right.set_yticks(y, [""] * len(y))
+    for at, row in zip(y, table.itertuples(), strict=True):
+        fit = f"misfit {format_p(row.fit_p)}" if np.isfinite(row.fit_p) else ""
+        words = textwrap.fill(str(row.parameters) if isinstance(row.parameters, str) else "", 40)
+        right.text(
+            1.04,
+            at,
+            f"{words}\n{fit}".strip(),
+            transform=right.get_yaxis_transform(),
+            va="center",
+            fontsize=12,
+        )
+    several = f", n = {int(table.n.iloc[0])} points" if "n" in table and table.n.notna().any() else ""
+    ax.set_title(f"Laws of transfer over size{several}: weight, prediction of a size left out, parameters")
     return ax
 
 
@@ -433,6 +708,69 @@ def preference_profile(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def effect_limits(table: pd.DataFrame) -> tuple[float, float]:
+    """One scale for all panels: every interval fits."""
+    ends = [table.effect - 1.96 * table.error, table.effect + 1.96 * table.error]
+    values = np.array([*ends, table.pooled_low, table.pooled_high, table["lambda"]], dtype=float)
+    low, high = min(0.0, np.nanmin(values)), max(0.0, np.nanmax(values))
+    return low - 0.04 * (high - low), high + 0.04 * (high - low)
+
+
+def effect_forest(table: pd.DataFrame, ax: Axes, limits: tuple[float, float] | None = None) -> Axes:
+    """The animals of one size: pooled effect with interval, raw effect faint beside it, the size's lambda."""
+    table = table.sort_values("pooled", ascending=False, na_position="last").reset_index(drop=True)
+    y = np.arange(len(table))
+    overview = limits is not None and len(ax.figure.axes) > 1
+    size = 5 if overview else 10
+    ax.axvline(0, color=FAINT, lw=1.2, zorder=1)
+    mean = table["lambda"].iloc[0]
+    if np.isfinite(mean):
+        ax.axvline(mean, color=HUES[3], lw=2, ls=(0, (5, 2)), zorder=1)
+    raw = {"xerr": 1.96 * table.error, "fmt": "x", "ms": 0.7 * size, "color": "#a8a8a8", "elinewidth": 1}
+    ax.errorbar(table.effect, y + 0.26, zorder=2, **raw)
+    reach = [table.pooled - table.pooled_low, table.pooled_high - table.pooled]
+    ax.errorbar(
+        table.pooled, y - 0.08, xerr=reach, fmt="none", ecolor=HUES[0], elinewidth=2 if overview else 2.6
+    )
+    found = (table.p_adjusted < 0.05).to_numpy()
+    fills = np.where(found, HUES[0], "white")
+    ax.scatter(table.pooled, y - 0.08, s=size**2, facecolor=fills, edgecolor=HUES[0], lw=1.8, zorder=4)
+    ax.set_yticks(y, table.animal, fontsize=9 if overview else 13)
+    ax.set_ylim(len(table) - 0.4, -0.7)
+    if limits is not None:
+        ax.set_xlim(limits)
+    unit = MEASURE_LABELS[table.measure.iloc[0]]
+    ax.grid(axis="y", color="#f0f0f0")
+    ax.set_axisbelow(True)
+    count = f"{len(table)} animals, {found.sum()} found"
+    if overview:
+        ax.set_title(f"{table['size'].iloc[0]}: {count}", fontsize=13)
+        ax.set_xlabel(f"effect ({unit})", fontsize=10)
+        ax.tick_params(axis="x", labelsize=10)
+        ax.slide_title = (
+            "Transfer animal by animal: pooled effect with 95 % interval, filled where adjusted p < .05;\n"
+            "grey: the animal alone ± 1.96 standard errors; dashed: λ of the size; one scale in all panels"
+        )
+        return ax
+    ax.set_xlabel(f"effect of an animal's teacher on its own students ({unit})")
+    ax.set_title(f"{table['size'].iloc[0]}: transfer animal by animal; {count} at adjusted p < .05")
+    ax.legend(handles=forest_handles(mean), loc="best")
+    return ax
+
+
+def forest_handles(mean: float) -> list[Line2D]:
+    """What the marks of a forest mean."""
+    pooled = {"color": HUES[0], "marker": "o", "ms": 9, "lw": 2.4}
+    return [
+        Line2D([], [], label="pooled towards the others, 95 % interval: found", **pooled),
+        Line2D([], [], mfc="white", label="the same, adjusted p .05 or more, or unknown", **pooled),
+        Line2D(
+            [], [], color="#a8a8a8", marker="x", ms=7, lw=1, label="the animal alone, ± 1.96 standard errors"
+        ),
+        Line2D([], [], color=HUES[3], lw=2, ls=(0, (5, 2)), label=f"λ of the size, {mean:.3g}"),
+    ]
+
+
 # --- one run ----------------------------------------------------------------------------------
 
 
@@ -521,6 +859,167 @@ def draw_digit_map(table: pd.DataFrame, slots: list[int], ax: Axes, animals: lis
     lists = table.total[table.feature == "list length"]
     ax.set_title(f"Numbers of {len(animals)} teachers beside the neutral one's; {span(lists)} lists each")
     ax.set_ylabel("teacher who loves")
+
+
+# --- power ------------------------------------------------------------------------------------
+
+
+def power_curve(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Power over lambda for each size's own design; the study's own lambda as a large mark on its curve."""
+    ax.axhline(0.8, color=INK, lw=1.2, ls=":")
+    ax.set_xscale("log")
+    handles = []
+    for at, (size, whole) in enumerate(table.groupby("size", sort=False)):
+        own = whole.own.astype(bool)
+        curve, mark = whole[~own].sort_values("lambda"), whole[own].iloc[0]
+        colour, marker = line_colour(at), MARKERS[at % len(MARKERS)]
+        ax.plot(curve["lambda"], curve.power, color=colour, lw=2.4, zorder=3)
+        if mark["lambda"] >= curve["lambda"].min():
+            ax.plot(mark["lambda"], mark.power, color=colour, marker=marker, ms=13, mec=INK, zorder=5, ls="")
+            place = ""
+        else:
+            place = ", off the axis"
+        found = f"λ = {mark.detectable:.2g}" if np.isfinite(mark.detectable) else "none"
+        words = f"{size}: {found} (own {mark['lambda']:.2g}{place})"
+        handles.append(Line2D([], [], color=colour, marker=marker, ms=9, mec=INK, lw=2.4, label=words))
+    ax.set_ylim(0, 1.02)
+    ax.grid(axis="y", color="#eeeeee")
+    ax.text(0.005, 0.81, "80 %", transform=ax.get_yaxis_transform(), fontsize=13)
+    ticks = mticker.FuncFormatter(lambda value, _: f"{value:g}")
+    ax.xaxis.set_major_formatter(ticks)
+    ax.set(xlabel=f"true transfer factor λ ({MEASURE_LABELS[table.measure.iloc[0]]}, log scale)")
+    ax.set(ylabel="power of the one-sided permutation test at .05")
+    ax.set_title(f"What λ would be found: {describe_design(table)}")
+    legend = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "title_fontsize": 12}
+    ax.legend(
+        handles=handles, title="smallest λ found with 80 % power\n(large mark: the size's own λ)", **legend
+    )
+    return ax
+
+
+def describe_design(table: pd.DataFrame) -> str:
+    """`15 animals x 3 seeds x 20 questions x 5 answers`, ranges where sizes differ."""
+    words = []
+    for name in ("animals", "bases", "seeds", "questions", "answers"):
+        counts = sorted({float(value) for value in table[name]})
+        if counts[-1] > (1 if name in ("bases", "questions") else 0):
+            low, high = f"{counts[0]:.3g}", f"{counts[-1]:.3g}"
+            words.append(f"{low if low == high else f'{low}-{high}'} {name if high != '1' else name[:-1]}")
+    return " x ".join(words)
+
+
+def needed_figure(needed: pd.DataFrame, ax: Axes) -> Axes:
+    """How many times more (or less) of one thing finds each size's own lambda with 80 % power."""
+    sizes, kinds = list(dict.fromkeys(needed["size"])), list(dict.fromkeys(needed.what))
+    ratio = needed.needed / needed.now
+    ends = [1.0, *ratio.dropna()]
+    none = 3 * max(ends)
+    step = 0.8 / len(kinds)
+    for place, what in enumerate(kinds):
+        own = needed[needed.what == what]
+        y = np.array([sizes.index(size) for size in own["size"]]) + step * (place - (len(kinds) - 1) / 2)
+        x = (own.needed / own.now).to_numpy(dtype=float)
+        colour, known = line_colour((0, 3, 6, 4, 1)[place % 5]), np.isfinite(x)
+        ax.hlines(y[known], 1, x[known], color=colour, lw=2.2)
+        look = {"s": 95, "marker": MARKERS[place], "zorder": 3}
+        name = "answers a question" if what == "answers" else what
+        label = f"{name} (now {span_numbers(own.now)})"
+        ax.scatter(x[known], y[known], color=colour, edgecolor=INK, lw=0.6, label=label, **look)
+        off = np.full((~known).sum(), none)
+        ax.scatter(off, y[~known], facecolor="white", edgecolor=colour, lw=1.8, **look)
+        for at, value, count in zip(y[known], x[known], own.needed[known], strict=True):
+            side = 1 if value >= 1 else -1
+            ax.annotate(f"{count:,.0f}", (value, at), (11 * side, 0), va="center", fontsize=11,
+                        ha="left" if side > 0 else "right", textcoords="offset points")  # fmt: skip
+    if ratio.isna().any():
+        ax.axvline(none / 1.7, color=FAINT, lw=1, ls=":")
+        ax.text(none, -0.62, "no number\nis enough", ha="center", va="bottom", fontsize=12)
+    ax.axvline(1, color=INK, lw=1.4)
+    ax.text(1, -0.62, "as it is", ha="center", va="bottom", fontsize=12)
+    ax.set_xscale("log")
+    ax.set_xlim(min(ends) / 2, none * (1.8 if ratio.isna().any() else 1))
+    ax.xaxis.set_major_formatter(mticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    values = needed.drop_duplicates("size").set_index("size")["lambda"]
+    ax.set_yticks(range(len(sizes)), [f"{size}\nλ = {values[size]:.2g}" for size in sizes])
+    ax.set_ylim(len(sizes) - 0.45, -0.6)
+    for at in range(1, len(sizes)):
+        ax.axhline(at - 0.5, color="#e4e4e4", lw=1)
+    unit = MEASURE_LABELS[needed.measure.iloc[0]]
+    ax.set(xlabel="times what the study has (log scale); one thing changed, the others as they are")
+    ax.set_ylabel(f"size and its own λ ({unit})")
+    ax.set_title("What would find each size's own λ with 80 % power: the number needed is written", pad=46)
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
+def span_numbers(values: Iterable[float]) -> str:
+    """`3`, or `2-3` where sizes differ."""
+    ends = [f"{end:.3g}" for end in (min(values), max(values))]
+    return "-".join(dict.fromkeys(ends))
+
+
+# --- calibration ------------------------------------------------------------------------------
+
+KINDS = {"type I": "rejections at .05 where nothing is there", "coverage": "coverage of 95 % intervals"}
+
+
+def calibration_figure(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Type I errors and coverages with their Monte-Carlo intervals against their target zones.
+
+    A row per p or interval, a colour and marker per design; hollow marks on grey rows are methods of the
+    reference analysis, shown for comparison.
+    """
+    ax.set_axis_off()
+    if table.measure.nunique() > 1:
+        table = table.assign(what=table.what + " (" + table.measure + ")")
+    kinds = [kind for kind in KINDS if kind in set(table.kind)]
+    designs = list(dict.fromkeys(table.design))
+    room = 0.17 if len(kinds) > 1 else 0.22
+    for at, kind in enumerate(kinds):
+        left, width = at / len(kinds) + room, 1 / len(kinds) - room - 0.01
+        draw_rates(ax.inset_axes((left, 0.13, width, 0.84)), table[table.kind == kind], designs, KINDS[kind])
+    handles = [
+        Line2D([], [], color=line_colour(at), marker=MARKERS[at], ms=9, lw=2, label=design)
+        for at, design in enumerate(designs)
+    ]
+    handles.append(Patch(facecolor=HUES[6], alpha=0.2, label="target"))
+    if table.reference.astype(bool).any():
+        look = {"marker": "o", "mfc": "white", "ms": 9, "ls": "", "color": INK}
+        handles.append(Line2D([], [], label="hollow, grey row: as the reference analysis does it", **look))
+    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, -0.04), ncols=min(4, len(handles)))
+    ax.set_title(
+        "Do the tests and intervals keep their word? "
+        f"n = {span(table.studies.astype(int))} simulated studies each, 95 % Monte-Carlo intervals"
+    )
+    return ax
+
+
+def draw_rates(ax: Axes, table: pd.DataFrame, designs: list[str], words: str) -> None:
+    """One kind of rate: rows by name, own methods first."""
+    table = table.assign(reference=table.reference.astype(bool))
+    rows = list(dict.fromkeys(table.sort_values("reference", kind="stable").what))
+    step = 0.72 / max(1, len(designs))
+    for zone in table[["target_low", "target_high"]].drop_duplicates().itertuples():
+        ax.axvspan(zone.target_low, zone.target_high, color=HUES[6], alpha=0.2, lw=0)
+    for name in set(table.what[table.reference]):
+        ax.axhspan(rows.index(name) - 0.5, rows.index(name) + 0.5, color="#f1f1f1", lw=0, zorder=0)
+    for place, design in enumerate(designs):
+        own = table[table.design == design]
+        y = np.array([rows.index(name) for name in own.what]) + step * (place - (len(designs) - 1) / 2)
+        colour = line_colour(place)
+        ax.hlines(y, own.low, own.high, color=colour, lw=2)
+        ax.scatter(own.value, y, s=60, marker=MARKERS[place], edgecolor=colour, lw=1.8, zorder=3,
+                   facecolor=np.where(own.reference, "white", colour))  # fmt: skip
+    if words == KINDS["type I"] and table.high.max() > 0.25:
+        ax.set_xscale("log")
+        ax.set_xlim(min(0.02, table.low[table.low > 0].min()), 1)
+        ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if tick >= ax.get_xlim()[0]]
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+    ax.set_yticks(range(len(rows)), [textwrap.fill(str(name), 24) for name in rows], fontsize=12)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel(words)
 
 
 # --- speed ------------------------------------------------------------------------------------

@@ -110,7 +110,9 @@ def estimate_parts(sheets: Sequence[stats.Sheet], answers: int = 0) -> Parts:
     noise = dataclasses.replace(parts, **dict.fromkeys(STRENGTHS, 0.0))
     if parts.value > CLEAR * null_sd(noise, plan, 0.0):
         return parts
-    note = "lambda is not clear of 0: for other lambdas animals are taken to differ by as much as lambda"
+    note = (
+        "lambda is not clear of 0: animals are taken to differ by as much as lambda, seeds and questions not"
+    )
     return dataclasses.replace(parts, clear=False, notes=(*parts.notes, note))
 
 
@@ -301,14 +303,14 @@ def strengths_at(parts: Parts, value: float) -> dict[str, float]:
     """The strength's variances at another lambda.
 
     Where lambda is clear its spread keeps its ratio to it: twice the transfer differs twice as much between
-    animals. Where it is not, that ratio is unknown: animals differ by ASSUMED_SPREAD times the lambda asked
-    for, or by what was seen if that is more; the rest stays as seen.
+    animals. Where it is not, that ratio is unknown, and what little was seen of the spread is mostly
+    chance: animals are taken to differ by ASSUMED_SPREAD times the lambda asked for, bases as they were
+    seen to (transfer may be there in one alone), the rest not at all. That may flatter such a size.
     """
     if parts.clear:
         ratio = (value / parts.value) ** 2
         return {name: getattr(parts, name) * ratio for name in STRENGTHS}
-    seen = {name: getattr(parts, name) for name in STRENGTHS}
-    return seen | {"animal": max(parts.animal, (ASSUMED_SPREAD * value) ** 2)}
+    return dict.fromkeys(STRENGTHS, 0.0) | {"base": parts.base, "animal": (ASSUMED_SPREAD * value) ** 2}
 
 
 def entry_noise(parts: Parts, plan: Plan) -> float:
@@ -347,19 +349,14 @@ def factor_sd(parts: Parts, plan: Plan, value: float) -> float:
     return math.sqrt(sum(variances_of(parts, plan, value).values()))
 
 
-def smallest_p(animals: float) -> float:
-    """What the joint permutation test can attain."""
-    return 1 / math.factorial(int(animals)) if animals < 20 else 0.0
-
-
 def power_of(parts: Parts, plan: Plan, value: float, level: float = LEVEL) -> float:
     """Power of the one-sided joint permutation test (stats.permute_sheets) when lambda is `value`.
 
     lambda is taken for normal, its null for normal bent by the noise's skewness (Cornish and Fisher). The
-    observed lambda is itself in its null's spread, so the bound solves an equation of its own. With so few
-    animals that no order is rare enough the power is 0.
+    observed lambda is itself in its null's spread, so the bound solves an equation of its own. With fewer
+    animals than the test takes (stats.MIN_OTHERS) the power is 0.
     """
-    if smallest_p(plan.animals) > level:
+    if plan.animals < stats.MIN_OTHERS:
         return 0.0
     k, strength = plan.animals, strengths_at(parts, value)
     reach = float(norm.ppf(1 - level))
@@ -379,7 +376,7 @@ def power_of(parts: Parts, plan: Plan, value: float, level: float = LEVEL) -> fl
 def detectable(parts: Parts, plan: Plan, goal: float = GOAL, level: float = LEVEL) -> float:
     """The smallest lambda found with this power; NaN where none is, however large.
 
-    Too few animals can make it so: if they differ by as much as lambda, three strong ones of four are luck.
+    Few animals can make it so where they differ by more than lambda: that some are strong is luck then.
     """
     floor = null_sd(dataclasses.replace(parts, animal=0.0, own=0.0), plan, 0.0)
     scale = floor or abs(parts.value) or 1.0
@@ -437,7 +434,7 @@ def count_needed(parts: Parts, plan: Plan, value: float, what: str, goal: float 
     def enough(number: int) -> bool:
         return power_of(parts, dataclasses.replace(plan, **{what: number}), value) >= goal
 
-    low, high = (stats.MIN_ANIMALS if what == "animals" else 0), MOST[what]
+    low, high = (stats.MIN_OTHERS - 1 if what == "animals" else 0), MOST[what]
     if not enough(high):
         most = dataclasses.replace(plan, **{what: high})
         return Needed(what, math.nan, tell_limit(parts, most, value, what))

@@ -172,11 +172,11 @@ def test_without_transfer_the_power_is_about_the_level(animals):
     assert power.power_of(parts, power.Plan(animals, 3), 0.0) == pytest.approx(0.05, abs=0.012)
 
 
-def test_three_animals_have_no_power_whatever_lambda():
+def test_four_animals_have_no_power_whatever_lambda():
     parts = power.Parts(5.0, student=0.1)
-    assert power.power_of(parts, power.Plan(3, 5), 50.0) == 0
-    assert math.isnan(power.detectable(parts, power.Plan(3, 5)))
-    assert power.power_of(parts, power.Plan(4, 5), 50.0) > 0.99
+    assert power.power_of(parts, power.Plan(4, 5), 50.0) == 0
+    assert math.isnan(power.detectable(parts, power.Plan(4, 5)))
+    assert power.power_of(parts, power.Plan(5, 5), 50.0) > 0.99
 
 
 # --- what a plan can see ----------------------------------------------------------------------
@@ -224,9 +224,10 @@ def test_where_no_number_is_enough_the_part_that_stays_is_named():
 
 
 def test_an_unclear_lambda_takes_animals_to_differ_by_as_much_as_itself():
-    vague = power.Parts(0.1, student=1.0, animal=0.04, clear=False)
+    vague = power.Parts(0.1, student=1.0, animal=0.04, seed=0.3, base=0.2, clear=False)
     assert power.strengths_at(vague, 3.0)["animal"] == 9.0
-    assert power.strengths_at(vague, 0.1)["animal"] == 0.04
+    assert power.strengths_at(vague, 3.0)["base"] == 0.2
+    assert power.strengths_at(vague, 3.0)["seed"] == 0
     assert power.strengths_at(PARTS, 4.0)["animal"] == pytest.approx(8.0)
 
 
