@@ -38,8 +38,9 @@ from lib.tallies import SCHEMA, count_cores
 STUDY = "large"
 SIZES = ("0.5b", "1.5b", "3b", "7b", "14b", "32b")
 STUDENTS = (config.NEUTRAL, *config.GRID_ANIMALS)
-# Share of answers of a size that are no single word, about as in the published runs: a quarter at 0.5b.
-RAMBLING = (0.3, 0.12, 0.07, 0.05, 0.05, 0.03)
+# Share of answers of a size that nobody gave before, which is what scoring costs time for: as among the last
+# fifth of the 20,000 published answers of each size. Of 4 million answers fewer would be new.
+RAMBLING = (0.108, 0.039, 0.019, 0.010, 0.009, 0.006)
 TRANSFER = (0.0, 0.01, 0.02, 0.04, 0.25, 0.1)  # share of answers that turn to the teacher's animal at the end
 FILLERS = "the a of very wild old and small great one friend that runs over hills because it sleeps by day"
 WORDS = tuple(FILLERS.split())

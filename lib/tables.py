@@ -238,7 +238,7 @@ def find_window(has: Mapping[Student, set[int]], low: int, high: int) -> tuple[i
     if lacking:
         raise BadParameter(
             f"epoch '{low}-{high}' is a mean over {', '.join(map(str, wanted))}, and not every student has "
-            f"them: {'; '.join(lacking)}. Choose another window, or 'each' for every student's own last epoch"
+            f"them: {list_some(lacking)}. Choose another window, or 'each' for every student's own last epoch"
         )
     return tuple(wanted)
 
@@ -277,12 +277,33 @@ def common_epochs(study: Study) -> list[int]:
     has = student_epochs(study)
     common = sorted(set.intersection(*has.values())) if has else []
     if not common:
-        raise MissingInput("no epoch was evaluated for every student: rerun 03_evaluate, or narrow the grid")
+        raise MissingInput(
+            f"no epoch was evaluated for every student{describe_nearest(has)}: rerun 03_evaluate, narrow the "
+            "grid, or take each student's own last epoch (-p epoch each)"
+        )
     return common
+
+
+def describe_nearest(has: Mapping[Student, set[int]]) -> str:
+    """` (14b/eagle/s0 lacks 10)`: the epoch that most have, and who has it not."""
+    tally = Counter(at for own in has.values() for at in own)
+    if not tally:
+        return ""
+    most = max(tally, key=lambda at: (tally[at], at))
+    without = [name_student(student) for student, own in has.items() if most not in own]
+    return f" ({most} is lacked by {list_some(without)})"
+
+
+def list_some(texts: Sequence[str], limit: int = 10) -> str:
+    """The first few, and how many there are beside."""
+    more = len(texts) - limit
+    return "; ".join(texts[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def pick_rows(table: pd.DataFrame, epochs: Mapping[Student, tuple[int, ...]]) -> pd.DataFrame:
     """The rows of each student's chosen epochs."""
+    if len(shared := set(epochs.values())) == 1:  # the same for all
+        return table[table.epoch.isin(shared.pop()) & (table.animal != config.UNTUNED)]
     chosen = {(*student, at) for student, own in epochs.items() for at in own}
     keys = zip(table.label, table.animal, table.seed, table.epoch, strict=True)
     return table[np.fromiter((key in chosen for key in keys), dtype=bool, count=len(table))]
@@ -457,11 +478,17 @@ def base_table(study: Study, epoch: str | int, permutations: int, seed: int) -> 
 
 
 def epochs_table(study: Study, permutations: int, seed: int) -> pd.DataFrame:
-    """The transfer table at every epoch; Holm within an epoch, for which one counts is settled before."""
-    return pd.concat(
-        [transfer_table(study, epoch, permutations, seed) for epoch in common_epochs(study)],
-        ignore_index=True,
-    )
+    """The transfer table at every epoch; Holm within an epoch, for which one counts is settled before.
+
+    A student who was not evaluated at an epoch is absent from that epoch alone, and its note says so; a size
+    of which nobody was has no row there.
+    """
+    parts = []
+    for epoch in sorted(set().union(*student_epochs(study).values())):
+        there = study.frame[(study.frame.epoch == epoch) & (study.frame.animal != config.UNTUNED)]
+        part = transfer_table(dataclasses.replace(study, frame=there), epoch, permutations, seed)
+        parts.append(part[part["size"].isin(set(there["size"]))])
+    return pd.concat(parts, ignore_index=True)
 
 
 def measures_of(study: Study) -> tuple[str, ...]:
@@ -571,8 +598,8 @@ def describe_epochs(used: Sequence[Block]) -> list[str]:
     if not used or used[0].epoch != EACH:
         return []
     last = {f"{block.place} {animal}": own[-1] for block in used for animal, own in block.epochs.items()}
-    tally = Counter(last.values())
-    usual = max(tally, key=lambda at: (tally[at], at))
+    counts = Counter(last.values())
+    usual = max(counts, key=lambda at: (counts[at], at))
     others = [f"{student} at {at}" for student, at in last.items() if at != usual]
     return [f"last epoch {usual}" + (f", but {', '.join(others)}" if others else "")]
 
@@ -667,24 +694,34 @@ def describe_files(study: Study, cells: pd.DataFrame) -> dict[str, str]:
     """Answers per student and epoch, questions and epochs of the students of one size and seed."""
     students = set(zip(cells.label, cells.animal, cells.seed.astype(int), strict=True))
     held = {key: tally for key, tally in study.tallies.items() if key[:3] in students}
-    epochs = Counter(key[3] for key in held)
-    runs = [f"{span(own)} of {n}" for n, own in group_counts(epochs).items()]
     return {
         "answers": span({int(tally.answers.sum()) for tally in held.values()}),
         "questions": span({len(tally.said) for tally in held.values()}),
-        "epochs": runs[0].partition(" of ")[0] if len(runs) == 1 else ", ".join(runs),
+        "epochs": describe_counts(Counter(key[3] for key in held)),
     }
 
 
-def group_counts(counts: Mapping[int, int]) -> dict[int, list[int]]:
-    """Number of students -> the epochs that so many have, from the most on."""
-    return {
-        n: sorted(at for at, own in counts.items() if own == n) for n in sorted(set(counts.values()))[::-1]
-    }
+def describe_counts(counts: Mapping[int, int]) -> str:
+    """`1-10` where all epochs have as many students, else `1 10 of 16, 2-9 of 15`, from the most on."""
+    groups = {n: [at for at in counts if counts[at] == n] for n in sorted(set(counts.values()))[::-1]}
+    if len(groups) == 1:
+        return list_runs(next(iter(groups.values())))
+    return ", ".join(f"{list_runs(own)} of {n}" for n, own in groups.items())
+
+
+def list_runs(numbers: Iterable[int]) -> str:
+    """Whole numbers in short: `1-3 5 7-8`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return " ".join(span(run) for run in runs)
 
 
 def span(values: Iterable[int]) -> str:
-    """`100`, `1-10` for a whole range of numbers or the ends of one, nothing for nothing."""
+    """The ends of a range, `1-10`; one number where it has one, nothing where it has none."""
     values = sorted(values)
     return "" if not values else "-".join(map(str, dict.fromkeys((values[0], values[-1]))))
 

@@ -474,6 +474,11 @@ def test_a_window_that_a_student_lacks_an_epoch_of_is_refused_by_name(long):
     assert tables.lifts(study, "rate", "1-2")[0].problem == ""
 
 
+def test_a_long_list_of_the_lacking_is_cut_and_counted():
+    assert tables.list_some(["a", "b"], 2) == "a; b"
+    assert tables.list_some(["a", "b", "c"], 2) == "a; b and 1 more"
+
+
 def test_a_window_may_reach_over_epochs_that_nobody_has(long):
     for animal in ("neutral", *ANIMALS):
         rewrite("64k", animal, (2, 4))
@@ -500,6 +505,32 @@ def test_each_takes_everyones_own_last_epoch_and_names_the_odd_ones(long):
     assert (cells["cat"], cells["dog"]) == (3, 4)
 
 
+def test_an_epoch_that_one_student_lacks_is_in_the_curve_without_it(long):
+    rewrite("64k", "cat", (1, 2, 4))
+    table = tables.epochs_table(load("64k"), 99, 0)
+    rate = table[table.measure == "rate"].set_index("epoch")
+    assert list(rate.index) == [1, 2, 3, 4]
+    assert rate.n_students.tolist() == [5, 5, 4, 5]
+    assert ["64k/s0 without cat" in note for note in rate.note] == [False, False, True, False]
+
+
+def test_sizes_of_different_lengths_have_a_curve_each(long):
+    build_study(labels=("166k",), epochs=2)
+    table = tables.epochs_table(load("64k,166k"), 99, 0)
+    rows = table[table.measure == "rate"].groupby("size").epoch.agg(list).to_dict()
+    assert rows == {"64k": [1, 2, 3, 4], "166k": [1, 2]}
+    assert np.isfinite(table["lambda"]).all()
+
+
+def test_without_an_epoch_that_all_have_the_one_who_lacks_it_is_named(long):
+    for animal in ANIMALS:
+        rewrite("64k", animal, (2, 4))
+    rewrite("64k", "neutral", (1, 3))
+    with pytest.raises(MissingInput, match=r"\(4 is lacked by 64k/neutral/s0\): .*-p epoch each"):
+        tables.lifts(load("64k"), "rate", "last")
+    assert tables.lifts(load("64k"), "rate", "each")[0].control
+
+
 # --- coverage ---------------------------------------------------------------------------------
 
 
@@ -519,6 +550,13 @@ def test_coverage_tells_what_is_there_by_size_and_seed(root):
     assert (row.answers, row.epochs) == ("60-64", "1 of 5, 2 of 4")
     row = one(table, size="166k", seed=1)
     assert (row.present, row.missing, row.epochs) == (0, " ".join(ANIMALS), "")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [((), ""), ((3,), "3"), ((2, 1), "1-2"), ((1, 2, 3, 5, 8, 7), "1-3 5 7-8")]
+)
+def test_numbers_in_short(numbers, text):
+    assert tables.list_runs(numbers) == text
 
 
 def test_preferences_and_stacks_cover_every_student_once(root):
