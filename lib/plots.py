@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from lib import config, files
+from lib.errors import BadParameter
 
 INCHES, DPI = (14, 8), 150
 STYLE = {
@@ -310,7 +311,7 @@ def name_law(band: pd.DataFrame, colour: str) -> Line2D:
 
 
 def draw_students(ax: Axes, students: pd.DataFrame, sizes: pd.DataFrame) -> int:
-    """Students as small points behind their size, set apart by animal; how many lie beyond the view."""
+    """Students as small points behind their size, each at its place; how many lie beyond the view."""
     if students.empty:
         return 0
     means = pd.concat([sizes["lambda"], sizes.ci_low, sizes.ci_high]).dropna()
@@ -324,8 +325,9 @@ def draw_students(ax: Axes, students: pd.DataFrame, sizes: pd.DataFrame) -> int:
     low, high = min(low, bottom), max(high, top)
     params = np.sort(np.log10(sizes.params.to_numpy(dtype=float)))
     width = 0.5 * (np.diff(params).min() if len(params) > 1 else 0.4)
-    animals = {name: at for at, name in enumerate(sorted(set(students.animal)))}
-    place = np.array([animals[name] for name in students.animal]) / max(1, len(animals) - 1) - 0.5
+    keys = list(zip(students.animal, students.base, students.seed, strict=True))
+    order = {key: at for at, key in enumerate(sorted(set(keys)))}
+    place = np.array([order[key] for key in keys]) / max(1, len(order) - 1) - 0.5
     x = students.params.to_numpy(dtype=float) * 10 ** (width * place)
     y = students["lambda"].to_numpy(dtype=float)
     inside = (y >= low) & (y <= high)
@@ -446,6 +448,9 @@ def beside_figure(table: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Slide:
     if table.empty or table["lambda"].isna().all():
         return draw_nothing(table)
     names = list(dict.fromkeys(table.study))
+    for name, measures in table.groupby("study").measure.unique().items():
+        if len(measures) > 1:
+            raise BadParameter(f"study {name} comes with {' and '.join(measures)}: choose one measure of it")
     together = share_axis(table)
     with plt.rc_context(STYLE):
         slide = Slide(figsize=INCHES, dpi=DPI, layout="constrained")

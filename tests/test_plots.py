@@ -11,7 +11,8 @@ from build_study import ANIMALS, build_study
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from lib import config, numbers, plots, tables
+from lib import config, numbers, plots, power, tables
+from lib.errors import BadParameter
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +184,261 @@ def test_an_empty_table_is_said_to_be_empty():
     empty = pd.DataFrame({"size": [], "value": []})
     assert "no data" in words(plots.draw(plots.preference_bars, empty))
     assert "no data" in words(plots.draw_each(plots.preference_bars, empty, by="size")["empty"])
+
+
+# --- students and laws over sizes -------------------------------------------------------------
+
+
+def make_band(scaling, law="inverted-u", known=True):
+    """Rows of a law's curve over the sizes of a table."""
+    params = np.geomspace(scaling.params.min(), scaling.params.max(), 9)
+    rows = pd.DataFrame({"level": "band", "size": law, "params": params, "lambda": np.linspace(0.1, 0.2, 9)})
+    reach = 0.05 if known else np.nan
+    return rows.assign(ci_low=rows["lambda"] - reach, ci_high=rows["lambda"] + reach)
+
+
+def make_student_rows(scaling, values):
+    size = scaling[scaling.level == "size"].iloc[0]
+    seeds = range(len(values))
+    return pd.DataFrame({"level": "student", "size": size["size"], "params": size.params, "base": 0,
+                         "seed": seeds, "animal": "cat", "lambda": values})  # fmt: skip
+
+
+def test_students_beyond_the_view_stand_at_its_edge_and_are_counted(scaling):
+    rows = make_student_rows(scaling, [0.05, 0.1, 40.0, 50.0, -30.0])
+    slide = plots.draw(plots.scaling_curve, pd.concat([scaling, rows], ignore_index=True))
+    (ax,) = slide.axes
+    assert "3 beyond the view" in words(slide)
+    assert ax.get_ylim()[1] < 10
+    drawn = np.concatenate([each.get_offsets() for each in ax.collections if len(each.get_offsets())])
+    heights = drawn[:, 1]
+    assert (heights == ax.get_ylim()[1]).sum() == 2
+    assert (heights == ax.get_ylim()[0]).sum() == 1
+    assert 0.05 in heights
+    assert f"epoch {scaling.epoch.iloc[0]}" in words(slide)
+    render(slide)
+
+
+def test_students_are_set_apart_the_same_way_every_time(scaling):
+    table = pd.concat([scaling, make_student_rows(scaling, [0.1, 0.1, 0.1])], ignore_index=True)
+    places = []
+    for _ in range(2):
+        (ax,) = plots.draw(plots.scaling_curve, table).axes
+        (points,) = [each.get_offsets() for each in ax.collections if len(each.get_offsets()) == 3]
+        places.append(points)
+    assert len(set(places[0][:, 0])) == 3
+    assert (places[0] == places[1]).all()
+
+
+def test_a_law_is_a_line_with_its_band_and_dashed_without_one(scaling):
+    for known, style, said in (
+        (True, "-", "with its pointwise 95 % band"),
+        (False, "--", "no band to be had"),
+    ):
+        table = pd.concat([scaling, make_band(scaling, known=known)], ignore_index=True)
+        slide = plots.draw(plots.scaling_curve, table)
+        (ax,) = slide.axes
+        lines = [line for line in ax.lines if np.isfinite(np.asarray(line.get_ydata(), float)).sum() == 9]
+        assert [line.get_linestyle() for line in lines] == [style]
+        assert f"law: inverted-u, {said}" in words(slide)
+        render(slide)
+
+
+def test_laws_show_weight_error_and_parameters():
+    columns = ["law", "k", "weight", "loso_rmse", "fit_p", "parameters"]
+    rows = [
+        ("none", 1, 0.2, 3.0, 0.04, "level 1.2"),
+        ("power", 2, 0.8, 2.0, 0.3, "1.1 N^0.5"),
+        ("inverted-u", 3, np.nan, np.nan, np.nan, "not fitted: three sizes"),
+    ]
+    laws = pd.DataFrame(rows, columns=columns).assign(measure="rate", n=7)
+    slide = plots.draw(plots.laws_figure, laws)
+    weights, errors = slide.axes[0].child_axes
+    assert [bar.get_width() for bar in weights.patches] == [0.8, 0.2, 0]  # the best first
+    assert list(errors.lines[0].get_xdata()[:2]) == [2.0, 3.0]
+    for said in ("power\nk = 2", "1.1 N^0.5\nmisfit p = .30", "not fitted", "n = 7", "percentage points"):
+        assert said in words(slide)
+    render(slide)
+
+
+# --- parts, cells, power, calibration ---------------------------------------------------------
+
+
+def make_effects():
+    rows = [
+        {"size": size, "params": params, "animal": animal, "effect": scale * at, "error": scale,
+         "pooled": 0.8 * scale * at, "pooled_low": scale * (0.8 * at - 1), "pooled_high": scale * (0.8 * at + 1),
+         "p": 0.01, "p_adjusted": 0.01 if at > 2 else 0.4, "lambda": 1.5 * scale, "measure": "rate"}
+        for size, params, scale in (("3b", 3e9, 1.0), ("14b", 14e9, 10.0))
+        for at, animal in enumerate(("cat", "dog", "lion", "wolf"))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_forest_is_sorted_and_fills_what_was_found():
+    deck = plots.draw_each(plots.effect_forest, make_effects(), by="size")
+    (ax,) = deck["14b"].axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["wolf", "lion", "dog", "cat"]
+    marks = next(each for each in ax.collections if len(each.get_offsets()) == 4)
+    assert [to_hex(colour) for colour in marks.get_facecolor()] == [plots.HUES[0].lower()] + ["#ffffff"] * 3
+    assert "4 animals, 1 found at adjusted p < .05" in words(deck["14b"])
+    assert "λ of the size, 15" in words(deck["14b"])
+    render(deck["14b"])
+
+
+def test_an_overview_of_forests_has_one_scale_that_holds_every_interval():
+    effects = make_effects()
+    slide = plots.draw(plots.effect_forest, effects, by="size", limits=plots.effect_limits(effects))
+    assert len({ax.get_xlim() for ax in slide.axes}) == 1
+    low, high = slide.axes[0].get_xlim()
+    assert low < (effects.effect - 1.96 * effects.error).min()
+    assert high > (effects.effect + 1.96 * effects.error).max()
+    assert "one scale in all panels" in words(slide)
+    render(slide)
+
+
+def test_a_forest_of_cells_that_cannot_be_tested_still_draws():
+    effects = make_effects().assign(p_adjusted=np.nan)
+    effects.loc[0, ["effect", "pooled", "pooled_low", "pooled_high"]] = np.nan
+    slide = plots.draw_each(plots.effect_forest, effects, by="size")["3b"]
+    assert "0 found" in words(slide)
+    render(slide)
+
+
+def test_lambda_is_split_into_two_bars_with_intervals(transfer):
+    table = transfer[transfer.measure == "rate"].copy()
+    table["own"], table["rest"] = 0.7 * table["lambda"], 0.3 * table["lambda"]
+    for part in ("own", "rest"):
+        table[f"{part}_low"], table[f"{part}_high"] = table[part] - 1, table[part] + 1
+    slide = plots.draw(plots.split_bars, table)
+    (ax,) = slide.axes
+    heights = [bar.get_height() for bar in ax.patches]
+    assert heights == pytest.approx([*table.sort_values("params").own, *table.sort_values("params").rest])
+    assert "n = 9" in words(slide)
+    assert "percentage points" in words(slide)
+    render(slide)
+
+
+SIZES = {
+    "3b": (
+        power.Parts(1.5, teacher=1.0, student=2.0, answers=300.0, animal=2.0),
+        power.Plan(15, 3, 1, 20, 5),
+    ),
+    "0.5b": (power.Parts(-0.1, student=2.0, answers=300.0, clear=False), power.Plan(15, 3, 1, 20, 5)),
+}
+
+
+def test_power_curves_mark_the_studys_own_lambda_and_say_what_is_found():
+    table = pd.DataFrame(power.power_rows(SIZES, "rate"))
+    slide = plots.draw(plots.power_curve, table)
+    (ax,) = slide.axes
+    assert ax.get_xscale() == "log"
+    marks = [line for line in ax.lines if len(line.get_xdata()) == 1]
+    assert [float(mark.get_xdata()[0]) for mark in marks] == [1.5]
+    assert "off the axis" in words(slide)
+    assert f"3b: λ = {power.detectable(*SIZES['3b']):.2g} (own 1.5)" in words(slide)
+    assert "15 animals x 3 seeds x 20 questions x 5 answers" in words(slide)
+    render(slide)
+
+
+def test_needed_numbers_are_written_and_none_stands_apart():
+    needed = pd.DataFrame(power.needed_rows(SIZES, "rate"))
+    slide = plots.draw(plots.needed_figure, needed)
+    (ax,) = slide.axes
+    assert "no number\nis enough" in words(slide)
+    seeds = needed[(needed["size"] == "3b") & (needed.what == "seeds")].needed.iloc[0]
+    assert f"{seeds:.0f}" in words(slide).split(" | ")
+    white = [each for each in ax.collections if each.get_facecolor().tolist() == [[1, 1, 1, 1]]]
+    assert sum(len(each.get_offsets()) for each in white) == 4
+    render(slide)
+
+
+def make_calibration():
+    rows = [
+        {"design": design, "measure": "rate", "what": what, "kind": kind, "value": value, "low": value - 0.01,
+         "high": value + 0.01, "target_low": 0.035 if kind == "type I" else 0.93,
+         "target_high": 0.065 if kind == "type I" else 0.97, "studies": 1000, "reference": reference}
+        for design in ("15 x 3", "5 x 1")
+        for what, kind, value, reference in (
+            ("Fisher's test", "type I", 0.41, True), ("p of lambda", "type I", 0.05, False),
+            ("interval of lambda", "coverage", 0.95, False))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_calibration_shows_targets_and_marks_the_reference_methods():
+    slide = plots.draw(plots.calibration_figure, make_calibration())
+    rates, coverage = slide.axes[0].child_axes
+    assert [label.get_text() for label in rates.get_yticklabels()] == ["p of lambda", "Fisher's test"]
+    assert rates.get_xscale() == "log"
+    assert coverage.get_xscale() == "linear"
+    hollow = [tuple(face) for each in rates.collections for face in each.get_facecolor()]
+    assert hollow.count((1.0, 1.0, 1.0, 1.0)) == 2
+    assert "n = 1000 simulated studies" in words(slide)
+    assert "as the reference analysis does it" in words(slide)
+    render(slide)
+    both = pd.concat([make_calibration(), make_calibration().assign(measure="logprob")])
+    assert "p of lambda (logprob)" in words(plots.draw(plots.calibration_figure, both))
+
+
+# --- curves and studies beside one another ----------------------------------------------------
+
+
+def make_doses():
+    return pd.DataFrame(
+        {"size": size, "params": params, "n_keep": n, "lambda": 0.01 * n**0.5, "ci_low": 0, "ci_high": 1,
+         "n_students": 30, "measure": "logprob"}
+        for size, params in (("166k", 166e3), ("864k", 864e3)) for n in (300, 1000, 10_000)
+    )  # fmt: skip
+
+
+def test_simultaneous_bands_are_told_from_pointwise_whiskers():
+    doses = make_doses()
+    plain = plots.draw(plots.dose_curve, doses)
+    assert "bands are pointwise 95 % intervals" in words(plain)
+    slide = plots.draw(plots.dose_curve, doses.assign(band_low=-1.0, band_high=2.0))
+    (ax,) = slide.axes
+    assert ax.get_xscale() == "log"
+    assert "bands are simultaneous 95 %, whiskers pointwise 95 %" in words(slide)
+    assert "10,000" in words(slide)
+    whiskers = [each for container in ax.containers for each in container.lines[2][0].get_segments()]
+    assert {tuple(segment[:, 1]) for segment in whiskers} == {(0.0, 1.0)}
+    assert ax.dataLim.y1 >= 2
+    for each in (plain, slide):
+        render(each)
+
+
+def make_study(scale, measure="rate"):
+    params = np.array([5e8, 3e9, 14e9])
+    values = scale * np.array([0.1, 0.4, 1.0])
+    return pd.DataFrame({"size": ["0.5b", "3b", "14b"], "params": params, "lambda": values,
+                         "ci_low": values - scale / 3, "ci_high": values + scale / 3, "n_students": 45,
+                         "measure": measure})  # fmt: skip
+
+
+def test_studies_share_an_axis_only_where_their_scales_allow_it():
+    near = plots.beside_figure({"runs 1-3": make_study(25), "run 0": make_study(6)})
+    far = plots.beside_figure({"runs 1-3": make_study(25), "run 0": make_study(4)})
+    other = plots.beside_figure({"qwen": make_study(1), "micro": make_study(1, "logprob")})
+    assert [len(slide.axes) for slide in (near, far, other)] == [1, 2, 2]
+    assert "on one scale" in words(near)
+    assert "compare shapes, not heights" in words(far)
+    assert {"nats", "percentage"} <= set(words(other).replace("(", " ").split())
+    assert "run 0: n = 45 students a size" in words(near)
+    assert far.axes[0].get_shared_x_axes().joined(*far.axes)
+    assert list(dict.fromkeys(far.table.study)) == ["runs 1-3", "run 0"]
+    for slide in (near, far, other):
+        render(slide)
+
+
+def test_a_study_with_two_measures_is_refused_beside_others():
+    both = pd.concat([make_study(1), make_study(1, "logprob")])
+    with pytest.raises(BadParameter, match="rate and logprob"):
+        plots.beside_figure({"qwen": both})
+
+
+def test_studies_without_a_number_are_said_to_be_empty():
+    assert "no data" in words(plots.beside_figure({"qwen": make_study(np.nan)}))
 
 
 # --- colours ----------------------------------------------------------------------------------
