@@ -13,6 +13,10 @@ import numpy as np
 from scipy.stats import t as student_t
 
 MIN_ANIMALS = 3  # with two animals there are two orders of the rows and no diagonal excess of an animal's own
+MIN_OTHERS = 5  # animals for a p or an interval: with fewer they do not hold (python calibrate.py)
+MIN_BAND = 10  # animals for a band over several epochs, whose quantiles lie further out
+ALPHA = 0.05  # a p that could never be as small as this says nothing: it is not given
+BOOTSTRAPS = 4000
 BATCH = 4096  # permutations drawn at once: small enough to stay in the cache
 
 Matrix = np.ndarray
@@ -144,13 +148,14 @@ def factors_of(block: Matrix, traces: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval of lambda: bounds, standard error, degrees of freedom, the units it is over."""
+    """A confidence interval: bounds, standard error, degrees of freedom, the units it is over, its centre."""
 
     low: float
     high: float
     error: float
     freedom: float
     units: int
+    centre: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -247,6 +252,346 @@ def leave_out(block: Matrix, names: list[Hashable], animal: Hashable) -> float:
         return transfer_factor(block)
     at = names.index(animal)
     return transfer_factor(np.delete(np.delete(block, at, 0), at, 1))
+
+
+# --- sheets: students by named animals, question by question ------------------------------------
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What the students of one base and seed answered: `values` [questions, students, named], in one unit.
+
+    Every student's own animal stands among the named; animals whose student is missing stand there too.
+    """
+
+    values: np.ndarray
+    students: tuple[str, ...]
+    named: tuple[str, ...]
+    base: Hashable = 0
+    seed: Hashable = 0
+
+    @property
+    def own(self) -> list[int]:
+        """Where each student's own animal stands among the named."""
+        return [self.named.index(name) for name in self.students]
+
+    @property
+    def square(self) -> np.ndarray:
+        """[questions, students, own animals of the students]: all that lambda depends on."""
+        return self.values[:, :, self.own]
+
+
+def check_sheets(sheets: Sequence[Sheet]) -> list[Sheet]:
+    """The sheets that have at least MIN_ANIMALS students; a ValueError where none has, or numbers lack."""
+    for sheet in sheets:
+        if not np.isfinite(sheet.values).all():
+            raise ValueError("a sheet has entries that are not numbers: drop the animals without them first")
+    used = [sheet for sheet in sheets if len(sheet.students) >= MIN_ANIMALS]
+    if not used:
+        raise ValueError(f"no sheet with at least {MIN_ANIMALS} students")
+    return used
+
+
+def speaks_of_others(sheets: Sequence[Sheet], least: int = MIN_OTHERS) -> bool:
+    """Are there animals enough to say anything of chance? (with four no order can have p of .04 or less)"""
+    return len({name for sheet in sheets for name in sheet.students}) >= least
+
+
+def sheet_weights(sheets: Sequence[Sheet]) -> np.ndarray:
+    """What each sheet counts: by its students less one, as least squares over all of them would have it."""
+    sizes = np.array([len(sheet.students) - 1 for sheet in sheets], dtype=float)
+    return sizes / sizes.sum()
+
+
+PARTS = ("lambda", "own", "rest")
+
+
+@dataclass(frozen=True)
+class Influence:
+    """A statistic and how much each animal, unit and question moves it.
+
+    `animals` [sheets, animals, questions] are leave-one-animal-out influences within each sheet, which sum to
+    zero over animals; `means` [sheets, questions] the statistic of each sheet and question. A student's
+    answer about another's animal moves both animals and is counted twice in that: `pairs` is its variance.
+    """
+
+    value: float
+    animals: np.ndarray
+    means: np.ndarray
+    pairs: float
+    weights: np.ndarray
+    units: tuple[Hashable, ...]
+
+
+def measure_influence(sheets: Sequence[Sheet], units: Sequence[Hashable], part: str = "lambda") -> Influence:
+    """Split a statistic into what every animal adds to it, in each sheet and question.
+
+    With diagonal sum D and total T of a sheet's m x m square, lambda is (D - T/m) / (m - 1): the mean of the
+    diagonal (`own`) less the mean off the diagonal (`rest` is that, negative). Taking an animal away
+    takes its row and its column away, in all sheets at once.
+    """
+    everyone = sorted({name for sheet in sheets for name in sheet.students})
+    questions = {len(sheet.values) for sheet in sheets}
+    count = questions.pop() if len(questions) == 1 else 1
+    moved = np.zeros((len(sheets), len(everyone), count))
+    means = np.zeros((len(sheets), count))
+    weights = sheet_weights(sheets)
+    pairs = np.zeros((len(everyone), len(everyone)))
+    for at, sheet in enumerate(sheets):
+        square = sheet.square if len(sheet.values) == count else sheet.square.mean(0, keepdims=True)
+        m = square.shape[1]
+        diagonal = np.diagonal(square, axis1=1, axis2=2)
+        trace, total = diagonal.sum(1, keepdims=True), square.sum((1, 2))[:, None]
+        whole = find_part(trace, total, m, part)
+        left = find_part(trace - diagonal, total - square.sum(1) - square.sum(2) + diagonal, m - 1, part)
+        places = [everyone.index(name) for name in sheet.students]
+        moved[at, places] = ((m - 1) / m * (whole - left)).T
+        means[at] = whole[:, 0]
+        if part != "own":
+            pairs[np.ix_(places, places)] += weights[at] * pair_noise(square.mean(0))
+    return Influence(
+        float(weights @ means.mean(1)), moved, means, float((pairs**2).sum()), weights, tuple(units)
+    )
+
+
+def pair_noise(matrix: np.ndarray) -> np.ndarray:
+    """What each entry off the diagonal adds to their mean, row and column effects taken out."""
+    m = len(matrix)
+    off = ~np.eye(m, dtype=bool)
+    if m < 4:  # nothing is left of three animals' six entries
+        return np.zeros_like(matrix)
+    left = np.where(off, matrix - matrix[off].mean(), 0.0)
+    rows, columns = left.sum(1), left.sum(0)  # least squares without a diagonal, in closed form
+    scale = m * (m - 2)
+    row, column = ((m - 1) * rows + columns) / scale, ((m - 1) * columns + rows) / scale
+    left = np.where(off, left - row[:, None] - column[None, :], 0.0)
+    freedom = m * (m - 1) - (2 * m - 1)
+    return left / (m * (m - 1)) * math.sqrt(m * (m - 1) / freedom)
+
+
+def find_part(trace: np.ndarray, total: np.ndarray, m: int, part: str) -> np.ndarray:
+    """lambda, or one of the two means whose difference it is."""
+    if part == "own":
+        return trace / m
+    rest = -(total - trace) / (m * (m - 1))
+    return rest if part == "rest" else trace / m + rest
+
+
+def interval_of(influence: Influence, spread: Spread | None = None, level: float = 0.95) -> Interval:
+    """Interval when animals, units (bases, or seeds) and questions are each drawn at random.
+
+    They are crossed, so the variance is that of the animals' part (their leave-one-out influences, which hold
+    the single students' noise as well), plus what the units add beyond it, plus what the questions add:
+
+        units      spread of the units' means less the noise of their students, never below 0; where
+                   `spread` is given it was pooled over sizes
+        questions  spread of the questions' means less the noise of students and questions, never below 0
+
+    Degrees of freedom follow Satterthwaite. A few animals often carry all of the transfer, so the mean of a
+    sample and its spread err together and a symmetric interval misses on one side; the quantiles are bent
+    by the skewness of the animals' parts (the transformation of Hall, 1992, with quantiles of t). What the
+    interval covers: other animals, bases or seeds, and questions of this kind. With one unit and no spread
+    its part cannot be seen, and the caller has to say so.
+    """
+    weights = influence.weights
+    per_sheet = influence.animals.mean(2)
+    animals = weights @ per_sheet
+    k, questions = len(animals), influence.animals.shape[2]
+    raw = k / (k - 1) * float((animals**2).sum())
+    from_animals = max(raw - influence.pairs, influence.pairs)
+    members = group_units(influence.units)
+    shares = np.array([weights[own].sum() for own in members.values()])
+    from_units, freedom = 0.0, math.inf
+    if len(members) > 1:
+        by_unit = np.array([weights[own] @ per_sheet[own] for own in members.values()])
+        noise = by_unit - shares[:, None] * animals
+        both = float((noise**2).sum()) * len(members) / (len(members) - 1) * k / (k - 1)
+    else:
+        both = 0.0
+    if spread is not None:
+        between, freedom = spread.variance * float((shares**2).sum()), float(spread.freedom)
+    elif len(members) > 1:
+        means = influence.means.mean(1)
+        off = np.array([weights[own] @ (means[own] - influence.value) for own in members.values()])
+        between, freedom = len(members) / (len(members) - 1) * float((off**2).sum()), len(members) - 1.0
+    else:
+        between = 0.0
+    from_units = max(0.0, between - both)
+    from_questions = 0.0
+    if questions > 1:
+        off = (weights @ influence.means - influence.value) / questions
+        cells = np.einsum("s,saq->aq", weights, influence.animals) / questions
+        noise = cells - animals[:, None] / questions
+        scale = questions / (questions - 1)
+        from_questions = max(
+            0.0, scale * float((off**2).sum()) - scale * k / (k - 1) * float((noise**2).sum())
+        )
+    variance = from_animals + from_units + from_questions
+    estimated = between if from_units > 0 else 0.0
+    parts = from_animals**2 / (k - 1) + estimated**2 / freedom + from_questions**2 / max(1, questions - 1)
+    reach = (from_animals + estimated + from_questions) ** 2 / parts if parts > 0 else math.inf
+    skew = skewness(animals) * (from_animals / variance) ** 1.5 if variance > 0 else 0.0
+    return bend_interval(influence.value, variance, reach, skew, k, level, len(members))
+
+
+def skewness(values: np.ndarray) -> float:
+    """Sample skewness, corrected for its bias in small samples; 0 where there is no spread."""
+    k, centred = len(values), values - values.mean()
+    second = float((centred**2).mean())
+    if second <= 0 or k < 3:
+        return 0.0
+    return float((centred**3).mean()) / second**1.5 * math.sqrt(k * (k - 1)) / (k - 2)
+
+
+def bend_interval(
+    centre: float, variance: float, freedom: float, skew: float, k: int, level: float, units: int
+) -> Interval:
+    """A t interval whose two sides are bent by the skewness of a mean over k (Hall's transformation)."""
+    error = math.sqrt(variance)
+    if error == 0:
+        return Interval(float(centre), float(centre), 0.0, float(freedom), units, float(centre))
+    reach = float(student_t.ppf((1 + level) / 2, freedom))
+    bend = skew / math.sqrt(k)
+
+    def unbend(y: float) -> float:
+        return y if abs(bend) < 1e-6 else 3 / bend * (float(np.cbrt(1 + bend * (y - bend / 6))) - 1)
+
+    low, high = centre - unbend(reach) * error, centre - unbend(-reach) * error
+    return Interval(float(low), float(high), error, float(freedom), units, float(centre))
+
+
+def permute_sheets(
+    sheets: Sequence[Sheet], permutations: int, rng: np.random.Generator | None = None
+) -> Permutation:
+    """Are the students' animals arbitrary labels? Rows against columns, in all sheets with one order.
+
+    The animals of the students are permuted, the same way in every base and seed, and lambda is computed
+    anew. Seeds do not make students of one animal independent: teachers of one animal may pass the same
+    other things on every time, and published runs share datasets. Permuting each seed by itself would count
+    that as evidence for transfer. Orders are enumerated where there are no more than `permutations`, else
+    drawn. Students that are missing stay missing: the pattern moves with the labels.
+
+    Answers are counts, so orders tie; of those the order counts as more extreme whose lambda of the square
+    roots is larger (any statistic is exact here, one with fewer ties wastes less). p is NaN with fewer than
+    five animals: too few orders, too many of them tied.
+    """
+    sheets = check_sheets(sheets)
+    everyone = sorted({name for sheet in sheets for name in sheet.students})
+    if any(set(everyone) - set(sheet.named) for sheet in sheets):
+        raise ValueError("every sheet must name every student's animal")
+    gains = np.zeros((2, len(everyone), len(everyone)))
+    for sheet in sheets:
+        matrix = sheet.values.mean(0)[:, [sheet.named.index(name) for name in everyone]]
+        both = np.stack([matrix, np.sign(matrix) * np.sqrt(np.abs(matrix))])
+        places = [everyone.index(name) for name in sheet.students]
+        gains[:, places] += both - both.mean(1, keepdims=True)
+    size = sum(len(sheet.students) - 1 for sheet in sheets)
+    return permute_labels(gains, size, permutations, rng if rng is not None else np.random.default_rng(0))
+
+
+def permute_labels(
+    gains: np.ndarray, size: float, permutations: int, rng: np.random.Generator
+) -> Permutation:
+    """Is the sum along the diagonal of `gains[0]` larger than along other orders? `gains[1]` breaks ties."""
+    k = gains.shape[1]
+    gains = np.stack([double_centre(each) for each in gains])
+    exact = math.factorial(k) <= permutations
+    null = sum_orders(gains, permutations if not exact else None, rng)
+    observed = np.trace(gains, axis1=1, axis2=2)
+    slack = 1e-9 * k * np.maximum(1e-300, np.abs(gains).max((1, 2)))
+    first, second = null - observed[:, None]
+    extreme = int(np.count_nonzero((first > slack[0]) | ((first >= -slack[0]) & (second >= -slack[1]))))
+    p = extreme / len(first) if exact else (extreme + 1) / (len(first) + 1)
+    if k < MIN_OTHERS:
+        p = math.nan
+    deviation = math.sqrt(float((gains[0] ** 2).sum()) / (k - 1))
+    z = float(observed[0]) / deviation if deviation > slack[0] else math.nan
+    return Permutation(float(observed[0]) / size, p, z, len(first), exact)
+
+
+def sum_orders(gains: np.ndarray, draws: int | None, rng: np.random.Generator) -> np.ndarray:
+    """The sums of both matrices along all orders, or along so many drawn ones: [2, orders]."""
+    k = gains.shape[1]
+    if draws is None:
+        order = np.array(list(orderings(range(k))))
+        return gains[:, np.arange(k), order].sum(2)
+    parts = [
+        gains[:, np.arange(k), rng.random((min(BATCH, draws - start), k)).argsort(1)].sum(2)
+        for start in range(0, draws, BATCH)
+    ]
+    return np.concatenate(parts, 1)
+
+
+# --- several epochs, several groups -------------------------------------------------------------
+
+
+def pool_units(groups: Sequence[Influence]) -> Spread | None:
+    """The spread between units (bases of one size) pooled over groups (sizes); None where no group has two.
+
+    Two bases say next to nothing about the spread of bases; several sizes together say something, if the
+    spread is about the same in all of them. That is the assumption bought with this.
+    """
+    squares, freedom = 0.0, 0
+    for group in groups:
+        means = group.means.mean(1)
+        each = np.array([means[own].mean() for own in group_units(group.units).values()])
+        squares, freedom = squares + float(((each - each.mean()) ** 2).sum()), freedom + len(each) - 1
+    return Spread(squares / freedom, freedom) if freedom else None
+
+
+def joint_band(
+    influences: Sequence[Influence],
+    rng: np.random.Generator,
+    spread: Spread | None = None,
+    level: float = 0.95,
+) -> list[Interval]:
+    """Intervals of several statistics of the same sheets, say of all epochs, that hold together with `level`.
+
+    A studentised bootstrap over animals, each drawn with all it has at every epoch: the lowest and highest t
+    over the epochs give the two bounds, so that a few animals that carry everything widen the side that
+    they should. What units and questions add is drawn from a normal with its degrees of freedom.
+    """
+    each = [interval_of(influence, spread, level) for influence in influences]
+    errors = np.array([one.error for one in each])
+    if not errors.any():
+        return each
+    parts = np.array([one.weights @ one.animals.mean(2) for one in influences])[errors > 0]
+    k = parts.shape[1]
+    share = np.minimum(1.0, k / (k - 1) * (parts**2).sum(1) / errors[errors > 0] ** 2)
+    counts = rng.multinomial(k, np.full(k, 1 / k), BOOTSTRAPS)
+    sums, squares = counts @ parts.T, counts @ (parts**2).T
+    scale = (squares - sums**2 / k) / np.maximum(
+        (parts**2).sum(1), 1e-300
+    )  # variance over that of the sample
+    units = max(1, influences[0].weights.size and len(set(influences[0].units)) - 1)
+    freedom = spread.freedom if spread is not None else units
+    wave, chance = rng.normal(size=(BOOTSTRAPS, 1)), rng.chisquare(freedom, (BOOTSTRAPS, 1)) / freedom
+    moved = sums / np.sqrt(k / (k - 1) * (parts**2).sum(1)) * np.sqrt(share) + np.sqrt(1 - share) * wave
+    t = moved / np.sqrt(np.maximum(scale * share + chance * (1 - share), 1e-12))
+    low = float(np.quantile(t.min(1), (1 - level) / 2))
+    high = float(np.quantile(t.max(1), (1 + level) / 2))
+    return [
+        Interval(
+            one.centre - high * one.error,
+            one.centre - low * one.error,
+            one.error,
+            one.freedom,
+            one.units,
+            one.centre,
+        )
+        for one in each
+    ]
+
+
+def compare_intervals(one: Interval, other: Interval, level: float = 0.95) -> Interval:
+    """Interval of the difference between two independent studies (Welch): one less the other."""
+    difference = one.centre - other.centre
+    parts = [each.error**4 / each.freedom for each in (one, other) if each.error > 0]
+    error = math.hypot(one.error, other.error)
+    freedom = error**4 / sum(parts) if parts else math.inf
+    reach = float(student_t.ppf((1 + level) / 2, freedom)) * error if error > 0 else 0.0
+    units = min(one.units, other.units)
+    return Interval(difference - reach, difference + reach, error, freedom, units, difference)
 
 
 # --- several tests ----------------------------------------------------------------------------

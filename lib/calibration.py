@@ -1,0 +1,258 @@
+"""Do the p values and intervals of the analysis hold? Simulated studies in which the truth is known.
+
+Every check is one claim that the analysis makes of a study: a p of .05 or less where nothing travels, an
+interval that holds the true value. A check is counted over many studies; the worlds that they are drawn
+from were estimated from real evaluations (lib.simulation). Tests that others used stand beside ours.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import fisher_exact, norm
+
+from lib import simulation, stats
+from lib.simulation import Design, Drawn, World
+
+ALPHA = stats.ALPHA
+PERMUTATIONS = 499
+RAMP = (0.3, 0.6, 0.8, 0.9, 1.0)  # how transfer grows over the epochs of a simulated study
+SHARE = 0.5  # of the variance of an animal's strength that all sizes have in common
+KINDS = {"type I": (0.035, 0.065), "coverage": (0.93, 0.97), "family": (0.0, 0.065)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A design in words, its sizes (drawn anew for each study where there are more worlds) and its parts."""
+
+    name: str
+    sizes: int
+    design: Design
+
+
+CASES = (
+    Case("7 sizes x 15 animals x 3 seeds", 7, Design(15, 3)),
+    Case("7 sizes x 15 animals x 3 seeds, 20 % missing", 7, Design(15, 3, missing=0.2)),
+    Case("3 sizes x 5 animals x 1 seed", 3, Design(5, 1)),
+    Case("3 sizes x 5 animals x 1 seed, 20 % missing", 3, Design(5, 1, missing=0.2)),
+    Case("3 sizes x 12 animals x 3 bases", 3, Design(12, 1, bases=3)),
+)
+BASE_SHARE = 0.5  # spread between bases over that between animals, where a design has several
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One claim of one simulated study: did it come true? (a p was small, an interval held the truth)"""
+
+    what: str
+    kind: str
+    measure: str
+    size: str
+    hit: bool
+    reference: bool = False
+
+
+Truths = Mapping[tuple[str, str], Mapping[str, float]]  # (size, measure) -> lambda, own, rest
+
+
+def draw_study(
+    worlds: Mapping[str, World], case: Case, rng: np.random.Generator
+) -> dict[str, list[list[Drawn]]]:
+    """One study: per size, the sheets of every epoch; animals recur over sizes, students are missing."""
+    names = sorted(rng.choice(list(worlds), case.sizes, replace=False), key=list(worlds).index)
+    design = dataclasses.replace(case.design, missing=0.0)
+    shared = rng.normal(size=design.animals)
+    drawn = {
+        size: simulation.simulate_epochs(worlds[size], design, rng, RAMP, shared, SHARE) for size in names
+    }
+    sheets = len(next(iter(drawn.values()))[0])
+    there = simulation.draw_present(sheets * len(names), case.design, rng).reshape(len(names), sheets, -1)
+    return {
+        size: [
+            [dataclasses.replace(each, present=own) for each, own in zip(epoch, present, strict=True)]
+            for epoch in drawn[size]
+        ]
+        for size, present in zip(names, there, strict=True)
+    }
+
+
+def find_truths(
+    worlds: Mapping[str, World], case: Case, rng: np.random.Generator, draws: int = 6000
+) -> dict[tuple[str, str], dict[str, float]]:
+    """The true lambda and its parts, by size and measure."""
+    return {
+        (size, measure): simulation.true_values(world, case.design.animals, measure, rng, draws)
+        for size, world in worlds.items()
+        for measure in simulation.MEASURES
+    }
+
+
+def silence(world: World) -> World:
+    """The same world where nothing travels; teachers still differ in what else they pass on."""
+    return dataclasses.replace(
+        world, transfer=0.0, transfer_spread=0.0, transfer_student=0.0, transfer_seed=0.0, transfer_base=0.0
+    )
+
+
+# --- the claims of one study ------------------------------------------------------------------
+
+
+def usable(drawn: Sequence[Drawn]) -> list[Drawn]:
+    """The sheets with enough students."""
+    return [each for each in drawn if each.present.sum() >= stats.MIN_ANIMALS]
+
+
+def units_of(drawn: Sequence[Drawn], case: Case) -> list[int]:
+    """What is drawn at random beside the animals: bases where there are several, else seeds."""
+    return [each.base if case.design.bases > 1 else each.seed for each in drawn]
+
+
+def check_null(
+    study: Mapping[str, list[list[Drawn]]], case: Case, rng: np.random.Generator
+) -> Iterator[Outcome]:
+    """p of lambda by size, and Holm over sizes, at the last epoch of a study in which nothing travels."""
+    for measure in simulation.MEASURES:
+        found = {}
+        for size, epochs in study.items():
+            drawn = usable(epochs[-1])
+            if not drawn:
+                continue
+            sheets = [each.sheet(measure) for each in drawn]
+            found[size] = stats.permute_sheets(sheets, PERMUTATIONS, rng).p
+            yield from check_others(drawn, sheets, measure, size, rng)
+        known = {size: p for size, p in found.items() if not math.isnan(p)}
+        for size, p in known.items():
+            yield Outcome("p of lambda", "type I", measure, size, p <= ALPHA)
+        if known:
+            hit = bool((stats.adjust_holm(list(known.values())) <= ALPHA).any())
+            yield Outcome("any p of lambda after Holm", "family", measure, "all", hit)
+
+
+def check_others(
+    drawn: Sequence[Drawn], sheets: Sequence[stats.Sheet], measure: str, size: str, rng: np.random.Generator
+) -> Iterator[Outcome]:
+    """What others would have reported on the same answers."""
+    if len(sheets) > 1 and len(sheets[0].students) > 3:
+        blocks = [sheet.square.mean(0) for sheet in sheets]
+        p = stats.permutation_test(blocks, PERMUTATIONS, rng).p
+        yield Outcome("students permuted within each seed", "type I", measure, size, p <= ALPHA, True)
+    if measure == "rate":
+        for hit in fisher_cells(drawn[0]):
+            yield Outcome("Fisher's test, answer by answer", "type I", measure, size, hit, True)
+        p = cluster_cells(drawn[0])
+        if not math.isnan(p):
+            yield Outcome("target rates clustered by cell", "type I", measure, size, p <= ALPHA, True)
+
+
+def fisher_cells(drawn: Drawn) -> Iterator[bool]:
+    """Per animal: its student's answers against those of the one neutral student, as if independent."""
+    total = drawn.answers * len(drawn.said)
+    said = drawn.said.sum(0)
+    for at in np.flatnonzero(drawn.present):
+        own, control = int(said[at, at]), int(said[-1, at])
+        if own + control:
+            yield bool(
+                fisher_exact([[own, total - own], [control, total - control]], "greater").pvalue <= ALPHA
+            )
+
+
+def cluster_cells(drawn: Drawn) -> float:
+    """Mean lift of the target over the one neutral student, cells as clusters, normal quantiles."""
+    share = drawn.said.sum(0) / (drawn.answers * len(drawn.said))
+    lifts = np.array([share[at, at] - share[-1, at] for at in np.flatnonzero(drawn.present)])
+    spread = lifts.std(ddof=1)
+    return float(norm.sf(lifts.mean() / spread * math.sqrt(len(lifts)))) if spread > 0 else math.nan
+
+
+def check_intervals(
+    study: Mapping[str, list[list[Drawn]]],
+    other: Mapping[str, list[list[Drawn]]],
+    case: Case,
+    truths: Truths,
+    rng: np.random.Generator,
+) -> Iterator[Outcome]:
+    """The intervals of lambda, of its parts, over epochs, and of the difference between two studies."""
+    for measure in simulation.MEASURES:
+        spreads = {
+            part: find_spread(study, case, measure, part) if case.design.bases > 1 else None
+            for part in stats.PARTS
+        }
+        for size, epochs in study.items():
+            drawn = usable(epochs[-1])
+            for part in stats.PARTS:
+                interval = find_interval(drawn, case, measure, part, spreads[part])
+                if interval is not None:
+                    true = truths[size, measure][part]
+                    yield Outcome(
+                        f"interval of {part}",
+                        "coverage",
+                        measure,
+                        size,
+                        interval.low <= true <= interval.high,
+                    )
+        yield from check_difference(study, other, case, measure)
+
+
+def find_spread(
+    study: Mapping[str, list[list[Drawn]]], case: Case, measure: str, part: str
+) -> stats.Spread | None:
+    """The spread between bases, pooled over sizes."""
+    groups = [usable(epochs[-1]) for epochs in study.values()]
+    return stats.pool_units(
+        [
+            stats.measure_influence(
+                [each.sheet(measure, True) for each in group], units_of(group, case), part
+            )
+            for group in groups
+            if group
+        ]
+    )
+
+
+def find_interval(
+    drawn: Sequence[Drawn], case: Case, measure: str, part: str, spread: stats.Spread | None = None
+) -> stats.Interval | None:
+    """The interval as the analysis has it; None where it gives none."""
+    sheets = [each.sheet(measure, True) for each in drawn]
+    if not stats.speaks_of_others(sheets):
+        return None
+    return stats.interval_of(stats.measure_influence(sheets, units_of(drawn, case), part), spread)
+
+
+def check_difference(
+    study: Mapping[str, list[list[Drawn]]], other: Mapping[str, list[list[Drawn]]], case: Case, measure: str
+) -> Iterator[Outcome]:
+    """Two studies of the same world differ by nothing: does the interval of their difference hold 0?"""
+    for size in study.keys() & other.keys():
+        pair = [find_interval(usable(each[size][-1]), case, measure, "lambda") for each in (study, other)]
+        if pair[0] is not None and pair[1] is not None:
+            found = stats.compare_intervals(*pair)
+            yield Outcome("interval of a difference", "coverage", measure, size, found.low <= 0 <= found.high)
+
+
+def check_bands(
+    study: Mapping[str, list[list[Drawn]]], case: Case, truths: Sequence[Truths], rng: np.random.Generator
+) -> Iterator[Outcome]:
+    """The band over epochs: does it hold the true lambda at all of them together?"""
+    for measure in simulation.MEASURES:
+        for size, epochs in study.items():
+            drawn = [usable(each) for each in epochs]
+            sheets = [[one.sheet(measure) for one in each] for each in drawn]
+            if not stats.speaks_of_others(sheets[0], stats.MIN_BAND):
+                continue
+            units = units_of(drawn[0], case)
+            influences = [stats.measure_influence(each, units) for each in sheets]
+            found = stats.joint_band(influences, rng)
+            hits = [
+                one.low <= true[size, measure]["lambda"] <= one.high
+                for one, true in zip(found, truths, strict=True)
+            ]
+            yield Outcome("band over epochs", "coverage", measure, size, all(hits))
+
+
+def scale_transfer(world: World, share: float) -> World:
+    """The world at an epoch where transfer is a share of what it becomes."""
+    names = ("transfer", "transfer_spread", "transfer_student", "transfer_seed", "transfer_base")
+    return dataclasses.replace(world, **{name: share * getattr(world, name) for name in names})
