@@ -47,6 +47,14 @@ class Plan:
         """Students of one animal."""
         return self.seeds * self.bases * self.present
 
+    @property
+    def uneven(self) -> float:
+        """By how much more than in a full plan what all students of an animal share counts.
+
+        Where students are missing at random, animals with more of them weigh more in the mean.
+        """
+        return 1 + (1 - self.present) / self.students
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -171,8 +179,11 @@ def square_of(sheet: stats.Sheet, names: Sequence[str]) -> np.ndarray:
 
 
 def pair_moments(sheets: Sequence[stats.Sheet], same_base: bool) -> tuple[float, float] | None:
-    """Mean product over two sheets of one base (or of two): off-diagonal residuals, and diagonal terms."""
-    entry, term, weight, freedom = 0.0, 0.0, 0, 0
+    """Mean product over two sheets of one base (or of two): off-diagonal residuals, and diagonal terms.
+
+    Of the terms' product what their entries' shared noise makes of it is taken out.
+    """
+    entry, term, weight, freedom, noise = 0.0, 0.0, 0, 0, 0.0
     for one, other in combinations(sheets, 2):
         squares = shared_squares(one, other) if (one.base == other.base) == same_base else None
         if squares is None:
@@ -181,8 +192,13 @@ def pair_moments(sheets: Sequence[stats.Sheet], same_base: bool) -> tuple[float,
         entry += float((residuals(squares[0]) * residuals(squares[1])).sum())
         terms = [stats.transfer_terms(square) for square in squares]
         term += float(((terms[0] - terms[0].mean()) * (terms[1] - terms[1].mean())).sum())
-        weight, freedom = weight + freedom_of(m), freedom + m - 1
-    return (entry / weight, term / freedom) if weight else None
+        weight, freedom, noise = weight + freedom_of(m), freedom + m - 1, noise + (m - 1) * inflation(m)
+    return (entry / weight, (term - noise * entry / weight) / freedom) if weight else None
+
+
+def inflation(m: int) -> float:
+    """A diagonal term is its entry less fitted effects: the spread of terms is larger than noise by this."""
+    return m / (m - 2)
 
 
 def split_noise(sheets: Sequence[stats.Sheet], plan: Plan, notes: list[str]) -> dict[str, float]:
@@ -231,22 +247,23 @@ def split_strength(
     sheets: Sequence[stats.Sheet], plan: Plan, noise: Parts, notes: list[str]
 ) -> dict[str, float]:
     """animal, own, base, seed and question: the diagonal's spread beyond the noise of its entries."""
-    k = plan.animals
-    inflate = k / (k - 2)  # a diagonal term is an entry less fitted effects: its noise is the larger by this
     terms = [stats.transfer_terms(sheet.square.mean(0)) for sheet in sheets]
-    spread = sum(float(((own - own.mean()) ** 2).sum()) for own in terms) / sum(len(own) - 1 for own in terms)
-    across, within = pair_moments(sheets, False), pair_moments(sheets, True)
-    shared = across or within
+    free = sum(len(own) - 1 for own in terms)
     fresh = (noise.cell + (noise.answers / plan.answers if plan.answers else 0.0)) / plan.questions
+    spread = sum(float(((own - own.mean()) ** 2).sum()) for own in terms) / free
+    raised = sum((len(own) - 1) * inflation(len(own)) for own in terms) / free
+    spread -= raised * (noise.teacher + noise.line + noise.student + fresh)
+    shared = pair_moments(sheets, False) or pair_moments(sheets, True)
     if shared is None:
-        animal, own = spread - inflate * (noise.teacher + noise.student + fresh), 0.0
+        animal, own = spread, 0.0
         notes.append("one seed: strength of animals and of students cannot be told apart, all is animals'")
     else:
-        animal = shared[1] - inflate * noise.teacher
-        own = spread - animal - inflate * (noise.teacher + noise.line + noise.student + fresh)
+        animal, own = shared[1], spread - shared[1]
     factors = {(sheet.base, sheet.seed): factor_of(sheet) for sheet in sheets}
     groups = [[v for key, v in factors.items() if key[0] == base] for base in {key[0]: 0 for key in factors}]
+    k = 1 + plan.present * (plan.animals - 1)  # students of a sheet
     by_student = (noise.student + fresh) / (k - 1) + own / k
+    by_student += (1 - plan.present) * (noise.teacher / (k - 1) + animal / k)  # sheets have other animals
     seed, base = 0.0, 0.0
     free = sum(len(group) - 1 for group in groups)
     if free:
@@ -316,7 +333,8 @@ def strengths_at(parts: Parts, value: float) -> dict[str, float]:
 def entry_noise(parts: Parts, plan: Plan) -> float:
     """Variance of an entry's mean over bases, seeds, questions and answers; `teacher` shrinks with none."""
     each = parts.cell + (parts.answers / plan.answers if plan.answers else 0.0)
-    return parts.teacher + parts.line / plan.bases + (parts.student + each / plan.questions) / plan.students
+    shared = parts.teacher * plan.uneven + parts.line / plan.bases
+    return shared + (parts.student + each / plan.questions) / plan.students
 
 
 def null_sd(parts: Parts, plan: Plan, value: float) -> float:
@@ -325,7 +343,7 @@ def null_sd(parts: Parts, plan: Plan, value: float) -> float:
     Transfer itself widens it: reordered, the diagonal's entries stand off the diagonal.
     """
     k, strength = plan.animals, strengths_at(parts, value)
-    spread = strength["animal"] + strength["own"] / plan.students
+    spread = strength["animal"] * plan.uneven + strength["own"] / plan.students
     variance = entry_noise(parts, plan) / (k - 1) + spread / (k * (k - 1)) + (value / (k - 1)) ** 2
     return math.sqrt(variance)
 
@@ -334,9 +352,15 @@ def variances_of(parts: Parts, plan: Plan, value: float) -> dict[str, float]:
     """What each part adds to the variance of lambda over studies with other draws of everything."""
     k, strength = plan.animals, strengths_at(parts, value)
     draws = {"line": plan.bases, "student": plan.students, "cell": plan.students * plan.questions}
-    draws |= {"animal": 1, "own": plan.students, "base": plan.bases, "seed": plan.seeds * plan.bases}
+    draws |= {
+        "teacher": 1 / plan.uneven,
+        "animal": 1 / plan.uneven,
+        "own": plan.students,
+        "base": plan.bases,
+        "seed": plan.seeds * plan.bases,
+    }
     noise = ("teacher", "line", "student", "cell")
-    shares = {name: getattr(parts, name) / draws.get(name, 1) / (k - 1) for name in noise}
+    shares = {name: getattr(parts, name) / draws[name] / (k - 1) for name in noise}
     if plan.answers:
         shares["answers"] = parts.answers / (draws["cell"] * plan.answers) / (k - 1)
     shares |= {name: strength[name] / draws[name] / k for name in ("animal", "own")}
@@ -355,13 +379,18 @@ def power_of(parts: Parts, plan: Plan, value: float, level: float = LEVEL) -> fl
     lambda is taken for normal, its null for normal bent by the noise's skewness (Cornish and Fisher). The
     observed lambda is itself in its null's spread, so the bound solves an equation of its own. With fewer
     animals than the test takes (stats.MIN_OTHERS) the power is 0.
+
+    Against tests run on 500 simulated studies each, parts known from 200: within .04 for 15 animals x 3
+    seeds, within .075 for 8 x 2, within .06 with a fifth of the students missing, at powers of .3 to .95
+    (5 x 1: within .05, but .1 too low for a strongly transferred rate, whose lambda leans to the right).
+    The parts of a single study err more: power by .1 or so.
     """
     if plan.animals < stats.MIN_OTHERS:
         return 0.0
     k, strength = plan.animals, strengths_at(parts, value)
     reach = float(norm.ppf(1 - level))
     reach += parts.skew / math.sqrt(k) * (reach**2 - 1) / 6
-    spread = strength["animal"] + strength["own"] / plan.students
+    spread = strength["animal"] * plan.uneven + strength["own"] / plan.students
     # What of the noise is not lambda's own: that part comes in with the observed lambda.
     fixed = entry_noise(parts, plan) / (k - 1) * (1 - 1 / (k - 1) ** 2) + spread / (k * (k - 1))
     if reach >= k - 1:

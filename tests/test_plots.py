@@ -267,7 +267,8 @@ def test_laws_show_weight_error_and_parameters():
 def make_effects():
     rows = [
         {"size": size, "params": params, "animal": animal, "effect": scale * at, "error": scale,
-         "pooled": 0.8 * scale * at, "pooled_low": scale * (0.8 * at - 1), "pooled_high": scale * (0.8 * at + 1),
+         "pooled": 0.8 * scale * at, "pooled_low": (0.8 * at - 1) * scale,
+         "pooled_high": (0.8 * at + 1) * scale,
          "p": 0.01, "p_adjusted": 0.01 if at > 2 else 0.4, "lambda": 1.5 * scale, "measure": "rate"}
         for size, params, scale in (("3b", 3e9, 1.0), ("14b", 14e9, 10.0))
         for at, animal in enumerate(("cat", "dog", "lion", "wolf"))

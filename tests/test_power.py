@@ -47,7 +47,8 @@ def run_tests(world, design, measure, studies):
 
 def plan_for(design, measure):
     answers = answers_of(design, measure)
-    return power.Plan(design.animals, design.seeds, design.bases, design.questions, answers)
+    there = 1 - design.missing
+    return power.Plan(design.animals, design.seeds, design.bases, design.questions, answers, there)
 
 
 # --- parts of variance ------------------------------------------------------------------------
@@ -143,6 +144,8 @@ def test_missing_students_are_counted_out():
         (LOUD, 0.5, Design(8, 2), "rate"),
         (UNEVEN, 0.8, Design(8, 2), "rate"),
         (TAUGHT, 0.5, Design(8, 2), "logprob"),
+        (TAUGHT, 0.6, Design(15, 3, missing=0.2), "logprob"),
+        (TAUGHT, 0.6, Design(8, 2, missing=0.2), "rate"),
     ],
 )
 def test_power_is_that_of_tests_run_on_simulated_studies(world, transfer, design, measure):
