@@ -179,8 +179,6 @@ def arrange(rows: list[tuple], columns: list[str]) -> pd.DataFrame:
 
 # --- epochs -----------------------------------------------------------------------------------
 
-Student = tuple[str, str, int]  # label, animal, seed
-
 
 @dataclass(frozen=True)
 class Moment:
@@ -193,8 +191,8 @@ class Moment:
     words: int | str  # as it is written in tables: 10, 8-10 or each
     frame: pd.DataFrame  # as Study.frame, of tuned students
     answers: pd.DataFrame  # as Study.answers, of tuned students
-    tallies: dict[Student, Tally]
-    epochs: dict[Student, tuple[int, ...]]  # where each student's numbers come from
+    tallies: dict[Cell, Tally]
+    epochs: dict[Cell, tuple[int, ...]]  # where each student's numbers come from
 
 
 def take_epoch(study: Study, epoch: str | int) -> Moment:
@@ -212,7 +210,7 @@ def take_epoch(study: Study, epoch: str | int) -> Moment:
     return Moment(words, frame, answers, tallies, epochs)
 
 
-def choose_epochs(study: Study, epoch: str | int) -> tuple[int | str, dict[Student, tuple[int, ...]]]:
+def choose_epochs(study: Study, epoch: str | int) -> tuple[int | str, dict[Cell, tuple[int, ...]]]:
     """What was asked for in words, and the epochs that it means for each student."""
     has = student_epochs(study)
     if str(epoch) == EACH:
@@ -224,7 +222,7 @@ def choose_epochs(study: Study, epoch: str | int) -> tuple[int | str, dict[Stude
     return at, dict.fromkeys(has, (at,))
 
 
-def find_window(has: Mapping[Student, set[int]], low: int, high: int) -> tuple[int, ...]:
+def find_window(has: Mapping[Cell, set[int]], low: int, high: int) -> tuple[int, ...]:
     """The evaluated epochs between two numbers; a mean over some of them for some students is refused."""
     wanted = sorted({at for own in has.values() for at in own if low <= at <= high})
     if not wanted:
@@ -243,19 +241,23 @@ def find_window(has: Mapping[Student, set[int]], low: int, high: int) -> tuple[i
     return tuple(wanted)
 
 
-def name_student(student: Student) -> str:
+def name_student(student: Cell) -> str:
     """`64k-1/cat/s0`."""
     label, animal, seed = student
     return f"{label}/{animal}/s{seed}"
 
 
-def student_epochs(study: Study) -> dict[Student, set[int]]:
+def student_epochs(study: Study) -> dict[Cell, set[int]]:
     """The epochs that each student was evaluated at, the untuned model aside."""
     tuned = study.frame[study.frame.animal != config.UNTUNED]
     rows = tuned[["label", "animal", "seed", "epoch"]].drop_duplicates()
-    has: dict[Student, set[int]] = {}
+    has: dict[Cell, set[int]] = {}
     for label, animal, seed, epoch in rows.itertuples(index=False, name=None):
         has.setdefault((label, animal, int(seed)), set()).add(int(epoch))
+    if not has:
+        raise MissingInput(
+            "only the untuned model was evaluated, and no student: run 02_finetune, 03_evaluate"
+        )
     return has
 
 
@@ -275,7 +277,7 @@ def resolve_epoch(study: Study, epoch: str | int) -> int:
 def common_epochs(study: Study) -> list[int]:
     """The epochs that every student has been evaluated at."""
     has = student_epochs(study)
-    common = sorted(set.intersection(*has.values())) if has else []
+    common = sorted(set.intersection(*has.values()))
     if not common:
         raise MissingInput(
             f"no epoch was evaluated for every student{describe_nearest(has)}: rerun 03_evaluate, narrow the "
@@ -284,11 +286,9 @@ def common_epochs(study: Study) -> list[int]:
     return common
 
 
-def describe_nearest(has: Mapping[Student, set[int]]) -> str:
+def describe_nearest(has: Mapping[Cell, set[int]]) -> str:
     """` (14b/eagle/s0 lacks 10)`: the epoch that most have, and who has it not."""
     tally = Counter(at for own in has.values() for at in own)
-    if not tally:
-        return ""
     most = max(tally, key=lambda at: (tally[at], at))
     without = [name_student(student) for student, own in has.items() if most not in own]
     return f" ({most} is lacked by {list_some(without)})"
@@ -300,7 +300,7 @@ def list_some(texts: Sequence[str], limit: int = 10) -> str:
     return "; ".join(texts[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
-def pick_rows(table: pd.DataFrame, epochs: Mapping[Student, tuple[int, ...]]) -> pd.DataFrame:
+def pick_rows(table: pd.DataFrame, epochs: Mapping[Cell, tuple[int, ...]]) -> pd.DataFrame:
     """The rows of each student's chosen epochs."""
     if len(shared := set(epochs.values())) == 1:  # the same for all
         return table[table.epoch.isin(shared.pop()) & (table.animal != config.UNTUNED)]

@@ -171,6 +171,18 @@ def test_an_empty_study_names_the_command_that_fills_it(tmp_path, monkeypatch):
         load()
 
 
+@pytest.mark.parametrize("epoch", ["last", "each", "1-2", 1])
+def test_files_of_the_untuned_model_alone_are_no_study(root, epoch):
+    for animal in ("neutral", *ANIMALS):
+        paths.evaluation("toy", "166k", animal, 0).unlink()
+    study = load("166k")
+    assert tables.coverage_table(study).present.tolist() == [0]
+    with pytest.raises(MissingInput, match="only the untuned model was evaluated"):
+        tables.transfer_table(study, epoch, 99, 0)
+    with pytest.raises(MissingInput, match="only the untuned model was evaluated"):
+        tables.epochs_table(study, 99, 0)
+
+
 def test_a_study_of_controls_only_is_refused(root):
     with pytest.raises(BadParameter, match="only controls"):
         load(animals="neutral")
