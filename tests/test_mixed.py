@@ -1,0 +1,178 @@
+"""lib.mixed against dense algebra, statsmodels, planted truth and the null."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lib import mixed
+
+
+def make_answers(seed=0, animals=5, blocks=1, **settings):
+    return mixed.simulate_answers(animals, blocks, np.random.default_rng(seed), **settings)
+
+
+def without(block, names):
+    """The block without these animals: neither their students nor their columns."""
+    keep = [at for at, name in enumerate(block.names) if name not in names]
+    return mixed.Answers(
+        block.said[:, keep][:, :, keep], block.answers[:, keep], tuple(block.names[at] for at in keep)
+    )
+
+
+# --- counts that do not fit ---------------------------------------------------------------------
+
+
+def test_shapes_that_do_not_fit_the_names_are_refused():
+    with pytest.raises(ValueError, match="4 names, but said is"):
+        mixed.Answers(np.zeros((2, 5, 5), int), np.ones((2, 5), int), tuple("abcd"))
+
+
+def test_more_named_than_answered_is_refused():
+    with pytest.raises(ValueError, match="than there are answers"):
+        mixed.Answers(np.ones((2, 3, 3), int), np.ones((2, 3), int), tuple("abc"))
+
+
+def test_two_animals_are_too_few():
+    with pytest.raises(ValueError, match="2 animals are too few"):
+        mixed.Answers(np.zeros((2, 2, 2), int), np.ones((2, 2), int), tuple("ab"))
+
+
+# --- the fit ------------------------------------------------------------------------------------
+
+
+def test_the_arrowhead_gives_the_covariance_of_the_whole_information_matrix():
+    """Against the dense inverse over all coefficients, in the design that statsmodels is given."""
+    blocks = make_answers(1, 4, 2, questions=3)
+    design = mixed.lay_out(blocks)
+    state = mixed.fit(design)
+    marks = [mixed.mark_border(design, at, True) for at in range(2)]
+    for _ in range(60):
+        mixed.step(design, state, marks, target=True, frozen=True)
+    weight = np.concatenate([mean.ravel() for mean in mixed.expect(design, state, marks)])
+    counts, fixed, random, groups, _ = mixed.tabulate(design)
+    whole = np.hstack([fixed, random.toarray()])
+    penalty = np.concatenate([np.full(2, mixed.PRIOR_SD), state.sd[groups]]) ** -2.0
+    cov = np.linalg.inv(whole.T @ (weight[:, None] * whole) + np.diag(penalty))
+    at = design.border
+    assert state.border_cov == pytest.approx(cov[:at, :at], rel=1e-4, abs=1e-7)
+    spread = np.einsum("ij,jk,ik->i", whole, cov, whole)
+    assert np.concatenate([each.ravel() for each in state.spread]) == pytest.approx(spread, rel=1e-3)
+    values = np.concatenate([state.border, *mixed.own_order(state)])
+    slope = whole.T @ (counts - weight) - penalty * values
+    assert np.abs(slope).max() < 1e-3
+
+
+def test_statsmodels_finds_the_same_effect_and_a_smaller_error():
+    blocks = make_answers(2, 6, 1, log_odds=0.7, student_sd=0.2)
+    design = mixed.lay_out(blocks)
+    state = mixed.fit(design)
+    effect, error, _ = mixed.refit_mean_field(blocks, rounds=400)
+    own = math.sqrt(state.border_cov[1, 1])
+    assert effect == pytest.approx(state.border[1], abs=own)
+    assert error < own
+
+
+def test_the_order_of_animals_and_blocks_does_not_matter():
+    first, second = make_answers(3, 5, 2, log_odds=1.0)
+    order = [3, 1, 4, 0, 2]
+    turned = [
+        mixed.Answers(b.said[:, order][:, :, order], b.answers[:, order], tuple(b.names[i] for i in order))
+        for b in (second, first)
+    ]
+    here, there = mixed.fit_mixed([first, second], 999), mixed.fit_mixed(turned, 999)
+    numbers = [(each.log_odds, each.low, each.high) for each in (here, there)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=2e-3)
+
+
+def test_an_animal_may_miss_in_a_block():
+    first, second = make_answers(4, 6, 2, log_odds=1.5)
+    found = mixed.fit_mixed([first, without(second, {0, 3})], 999)
+    alone = mixed.fit_mixed([first], 999)
+    assert (found.converged, found.animals) == (True, 6)
+    assert found.log_odds == pytest.approx(1.5, abs=0.4)
+    assert found.log_odds != alone.log_odds
+
+
+def test_answers_that_are_not_there_are_no_answers():
+    """A question asked twice as often counts as such: the log of the answers is an offset."""
+    (block,) = make_answers(5, 5, 1, log_odds=1.0, questions=12)
+    more = replace(block, answers=block.answers.copy(), said=block.said.copy())
+    more.said[:, 2] *= 4
+    more.answers[:, 2] *= 4
+    one, other = (mixed.fit(mixed.lay_out([each])) for each in (block, more))
+    assert other.border[1] == pytest.approx(one.border[1], abs=0.25)
+    assert np.abs(other.border[2:7]).max() < 1.5
+
+
+def test_a_planted_effect_is_found_and_its_odds_ratio_is_covered():
+    found = mixed.fit_mixed(make_answers(6, 10, 2, log_odds=1.0), 999)
+    assert found.p == 1 / 1000
+    assert found.low < 1.0 < found.high
+    assert found.odds_ratio == pytest.approx(math.exp(found.log_odds))
+    assert found.animals <= 10
+
+
+def test_what_a_student_does_to_all_animals_is_no_effect():
+    """A student that names animals five times as often as the others changes next to nothing."""
+    (block,) = make_answers(7, 6, 1, questions=20, column_sd=0.5)
+    loud = replace(block, said=block.said.copy(), answers=block.answers * 5)
+    loud.said[:, 0] *= 5
+    one, other = (
+        mixed.fit(mixed.lay_out([replace(block, answers=block.answers * 5), loud]))
+        for loud in (replace(block, answers=block.answers * 5), loud)
+    )
+    assert other.border[1] == pytest.approx(one.border[1], abs=0.15)
+
+
+def test_nobody_named_an_animal_says_nothing():
+    block = mixed.Answers(np.zeros((4, 3, 3), int), np.full((4, 3), 5), tuple("abc"))
+    found = mixed.fit_mixed([block])
+    assert math.isnan(found.p) and math.isnan(found.log_odds) and math.isnan(found.low)
+    assert "ever named" in found.note
+    assert "says nothing" in mixed.verdict(0.3, found)
+
+
+def test_too_few_animals_that_are_named_give_no_interval():
+    said = np.zeros((10, 6, 6), int)
+    said[:, :, :2] = 2
+    found = mixed.fit_mixed([mixed.Answers(said, np.full((10, 6), 5), tuple("abcdef"))], 999)
+    assert math.isnan(found.low) and math.isnan(found.high)
+    assert found.animals == 2
+    assert "no interval" in found.note
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    blocks = make_answers(8, 8, 1)
+    found = [mixed.fit_mixed(blocks, 500, np.random.default_rng(3)) for _ in range(2)]
+    assert found[0] == found[1]
+
+
+# --- honesty ------------------------------------------------------------------------------------
+
+
+def test_p_and_interval_are_honest_without_an_effect():
+    """80 studies of 5 animals: wide limits here, the hundreds behind the claim take minutes."""
+    found = mixed.simulate_mixed(5, 1, 80, np.random.default_rng(9), permutations=120)
+    assert 0 < found["rejected"] <= 0.125
+    assert 0.88 <= found["coverage"] < 1
+    assert abs(found["mean"]) < 0.12
+
+
+# --- the verdict --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lambda_p", "mixed_p", "words"),
+    [
+        (0.01, 0.01, "agree that students name"),
+        (0.4, 0.4, "agree that no effect"),
+        (0.01, 0.4, "percentage points"),
+        (0.4, 0.01, "rare animal"),
+        (math.nan, 0.01, "alone"),
+    ],
+)
+def test_the_verdict_says_whether_and_why_they_differ(lambda_p, mixed_p, words):
+    result = mixed.Mixed(0.5, math.exp(0.5), 0.1, 0.9, mixed_p, {}, True, 9, "")
+    assert words in mixed.verdict(lambda_p, result)
