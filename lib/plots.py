@@ -965,33 +965,42 @@ def span_numbers(values: Iterable[float]) -> str:
 
 # --- calibration ------------------------------------------------------------------------------
 
-KINDS = {"type I": "rejections at .05 where nothing is there", "coverage": "coverage of 95 % intervals"}
+PANELS = {  # what is drawn on one axis: its kinds of rate, and what they are
+    ("type I", "family"): "false findings at .05 (square-root scale)",
+    ("coverage",): "coverage of 95 % intervals",
+}
 
 
 def calibration_figure(table: pd.DataFrame, ax: Axes) -> Axes:
     """Type I errors and coverages with their Monte-Carlo intervals against their target zones.
 
     A row per p or interval, a colour and marker per design; hollow marks on grey rows are methods of the
-    reference analysis, shown for comparison.
+    reference analysis, shown for comparison. Of the kind `family` is the chance of any false finding among
+    several tests, which has no lower target.
     """
+    if unknown := set(table.kind) - {kind for kinds in PANELS for kind in kinds}:
+        raise BadParameter(f"kind {sorted(unknown)}: this figure knows {', '.join(sum(PANELS, ()))}")
     ax.set_axis_off()
     if table.measure.nunique() > 1:
         table = table.assign(what=table.what + " (" + table.measure + ")")
-    kinds = [kind for kind in KINDS if kind in set(table.kind)]
+    panels = [kinds for kinds in PANELS if set(kinds) & set(table.kind)]
     designs = list(dict.fromkeys(table.design))
-    room = 0.17 if len(kinds) > 1 else 0.22
-    for at, kind in enumerate(kinds):
-        left, width = at / len(kinds) + room, 1 / len(kinds) - room - 0.01
-        draw_rates(ax.inset_axes((left, 0.13, width, 0.84)), table[table.kind == kind], designs, KINDS[kind])
+    room = 0.17 if len(panels) > 1 else 0.22
+    for at, kinds in enumerate(panels):
+        left, width = at / len(panels) + room, 1 / len(panels) - room - 0.01
+        panel = ax.inset_axes((left, 0.11, width, 0.87))
+        draw_rates(panel, table[table.kind.isin(kinds)], designs, roots="type I" in kinds)
+        panel.set_xlabel(PANELS[kinds])
     handles = [
         Line2D([], [], color=line_colour(at), marker=MARKERS[at], ms=9, lw=2, label=design)
         for at, design in enumerate(designs)
     ]
-    handles.append(Patch(facecolor=HUES[6], alpha=0.2, label="target"))
+    handles.append(Patch(facecolor=HUES[6], alpha=0.25, label="target"))
     if table.reference.astype(bool).any():
         look = {"marker": "o", "mfc": "white", "ms": 9, "ls": "", "color": INK}
         handles.append(Line2D([], [], label="hollow, grey row: as the reference analysis does it", **look))
-    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, -0.04), ncols=min(4, len(handles)))
+    columns = max(1, min(4, 140 // (6 + max(len(handle.get_label()) for handle in handles))))
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=columns)
     ax.set_title(
         "Do the tests and intervals keep their word? "
         f"n = {span(table.studies.astype(int))} simulated studies each, 95 % Monte-Carlo intervals"
@@ -999,32 +1008,42 @@ def calibration_figure(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def draw_rates(ax: Axes, table: pd.DataFrame, designs: list[str], words: str) -> None:
-    """One kind of rate: rows by name, own methods first."""
+def draw_rates(ax: Axes, table: pd.DataFrame, designs: list[str], roots: bool) -> None:
+    """Rates of one axis: rows by name, own methods first, each before its target zone.
+
+    Errors range from under .05 to near 1 and can be 0: on a square-root scale (`roots`) all are seen.
+    """
     table = table.assign(reference=table.reference.astype(bool))
     rows = list(dict.fromkeys(table.sort_values("reference", kind="stable").what))
-    step = 0.72 / max(1, len(designs))
-    for zone in table[["target_low", "target_high"]].drop_duplicates().itertuples():
-        ax.axvspan(zone.target_low, zone.target_high, color=HUES[6], alpha=0.2, lw=0)
+    step = 0.76 / len(designs)
     for name in set(table.what[table.reference]):
         ax.axhspan(rows.index(name) - 0.5, rows.index(name) + 0.5, color="#f1f1f1", lw=0, zorder=0)
+    for zone in table.drop_duplicates("what").itertuples():
+        at = rows.index(zone.what)
+        ax.fill_betweenx(
+            [at - 0.5, at + 0.5], zone.target_low, zone.target_high, color=HUES[6], alpha=0.25, lw=0
+        )
     for place, design in enumerate(designs):
         own = table[table.design == design]
         y = np.array([rows.index(name) for name in own.what]) + step * (place - (len(designs) - 1) / 2)
         colour = line_colour(place)
-        ax.hlines(y, own.low, own.high, color=colour, lw=2)
-        ax.scatter(own.value, y, s=60, marker=MARKERS[place], edgecolor=colour, lw=1.8, zorder=3,
-                   facecolor=np.where(own.reference, "white", colour))  # fmt: skip
-    if words == KINDS["type I"] and table.high.max() > 0.25:
-        ax.set_xscale("log")
-        ax.set_xlim(min(0.02, table.low[table.low > 0].min()), 1)
-        ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if tick >= ax.get_xlim()[0]]
+        ax.hlines(y, own.low.clip(lower=0), own.high, color=colour, lw=2)
+        fills = np.where(own.reference, "white", colour)
+        look = {"s": 60 if len(rows) < 9 else 30, "marker": MARKERS[place], "lw": 1.8, "zorder": 3}
+        ax.scatter(own.value, y, facecolor=fills, edgecolor=colour, **look)
+    if roots:
+        ax.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
+        ticks = [tick for tick in (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 1) if tick <= 1.1 * table.high.max()]
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        ax.minorticks_off()
-    ax.set_yticks(range(len(rows)), [textwrap.fill(str(name), 24) for name in rows], fontsize=12)
+        ax.set_xlim(0, max(0.1, 1.05 * table.high.max()))
+    small = 12 if len(rows) < 14 else 10
+    ax.set_yticks(
+        range(len(rows)),
+        [textwrap.fill(str(name), 24 if small > 10 else 30) for name in rows],
+        fontsize=small,
+    )
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel(words)
 
 
 # --- speed ------------------------------------------------------------------------------------

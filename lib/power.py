@@ -564,13 +564,13 @@ def recommend(sizes: Sizes, unit: str = "", prices: Prices | None = None, share:
     now, own = detectable(parts, plan), power_of(parts, plan, parts.value)
     unit = f" {unit}" if unit else ""
     power = f"would be found with power {own:.2f}" if parts.value > 0 else "cannot be found"
-    smallest = f"the smallest found with {GOAL:.0%} power is {now:.2g}{unit}"
+    smallest = f"the smallest found with {GOAL:.0%} power is {now:.3g}{unit}"
     if math.isnan(now):
         smallest = f"no lambda is found with {GOAL:.0%} power"
     start = f"Least certain is {size}: its lambda of {parts.value:+.2f}{unit} {power}, {smallest}."
     offers = compare_offers(parts, plan, prices, share)
     told = ", ".join(
-        f"{o.detectable:.2g} with {MANY[o.what]} ({getattr(plan, o.what):.3g} to {o.number:.3g})"
+        f"{o.detectable:.3g} with {MANY[o.what]} ({getattr(plan, o.what):.3g} to {o.number:.3g})"
         for o in offers
     )
     best = offers[0]

@@ -371,7 +371,7 @@ def test_calibration_shows_targets_and_marks_the_reference_methods():
     slide = plots.draw(plots.calibration_figure, make_calibration())
     rates, coverage = slide.axes[0].child_axes
     assert [label.get_text() for label in rates.get_yticklabels()] == ["p of lambda", "Fisher's test"]
-    assert rates.get_xscale() == "log"
+    assert rates.get_xscale() == "function"
     assert coverage.get_xscale() == "linear"
     hollow = [tuple(face) for each in rates.collections for face in each.get_facecolor()]
     assert hollow.count((1.0, 1.0, 1.0, 1.0)) == 2
@@ -380,6 +380,17 @@ def test_calibration_shows_targets_and_marks_the_reference_methods():
     render(slide)
     both = pd.concat([make_calibration(), make_calibration().assign(measure="logprob")])
     assert "p of lambda (logprob)" in words(plots.draw(plots.calibration_figure, both))
+
+
+def test_errors_of_a_family_stand_beside_those_of_one_test_and_other_kinds_are_refused():
+    family = make_calibration()[:2].assign(kind="family", what="any cell", value=0.0, low=0.0, target_low=0.0)
+    slide = plots.draw(plots.calibration_figure, pd.concat([make_calibration(), family]))
+    rates, _ = slide.axes[0].child_axes
+    assert "any cell" in [label.get_text() for label in rates.get_yticklabels()]
+    assert rates.get_xlim()[0] == 0
+    render(slide)
+    with pytest.raises(BadParameter, match="power"):
+        plots.draw(plots.calibration_figure, make_calibration().assign(kind="power"))
 
 
 # --- curves and studies beside one another ----------------------------------------------------
