@@ -254,5 +254,5 @@ def check_bands(
 
 def scale_transfer(world: World, share: float) -> World:
     """The world at an epoch where transfer is a share of what it becomes."""
-    names = ("transfer", "transfer_spread", "transfer_student", "transfer_seed", "transfer_base")
+    names = ("transfer", "transfer_spread", "transfer_student", "transfer_base")
     return dataclasses.replace(world, **{name: share * getattr(world, name) for name in names})

@@ -29,7 +29,7 @@ class World:
     transfer: float = 0.0  # mean strength over animals
     transfer_spread: float = 0.0  # between animals
     transfer_student: float = 0.0  # between students of one animal
-    transfer_seed: float = 0.0  # between seeds, shared by all their students
+    transfer_seed: float = 0.0  # between seeds: share by which all their students take up more or less
     transfer_base: float = 0.0  # between base models of the size
 
 
@@ -116,7 +116,7 @@ def simulate_epochs(
     for base in range(design.bases):
         moved = strengths + rng.normal(0, world.transfer_base)
         for seed in range(design.seeds):
-            own = moved + rng.normal(0, world.transfer_student, k) + rng.normal(0, world.transfer_seed)
+            own = moved * (1 + rng.normal(0, world.transfer_seed)) + rng.normal(0, world.transfer_student, k)
             lasting = draw_noise(world, design, rng)
             for at, grown in enumerate(ramp):
                 fresh = draw_noise(world, design, rng) if len(ramp) > 1 else lasting
@@ -266,8 +266,9 @@ def step_world(world: World, target: dict[str, float], found: dict[str, float], 
 def find_seed_spread(sizes: Mapping[str, np.ndarray], answers: int, steps: int = 6) -> float:
     """What all students of a seed share, one value for all sizes, so that lambda varies over seeds as it did.
 
-    Per size, the observed variance of lambda over seeds is compared with that of the simulated studies; the
-    spread is where the mean of these ratios over sizes is 1, found by halving between 0 and 1.
+    Students of a seed all take up more or less of the transfer, by this share of it. Per size, the observed
+    variance of lambda over seeds is compared with that of simulated studies; the spread is where the mean of
+    these ratios over sizes is 1, found by halving between 0 and 1.
     """
     low, high = 0.0, 1.0
     for _ in range(steps):

@@ -16,6 +16,9 @@ MIN_ANIMALS = 3  # with two animals there are two orders of the rows and no diag
 MIN_OTHERS = 5  # animals for a p or an interval: with fewer they do not hold (python calibrate.py)
 MIN_BAND = 10  # animals for a band over several epochs, whose quantiles lie further out
 ALPHA = 0.05  # a p that could never be as small as this says nothing: it is not given
+# Degrees of freedom that an interval over k animals has less than k: one for the mean, the rest because row
+# and column effects are estimated from the same few animals. Settled by simulation, not derived.
+LOST = 2.5
 BOOTSTRAPS = 4000
 BATCH = 4096  # permutations drawn at once: small enough to stay in the cache
 
@@ -387,19 +390,20 @@ def interval_of(influence: Influence, spread: Spread | None = None, level: float
                    `spread` is given it was pooled over sizes
         questions  spread of the questions' means less the noise of students and questions, never below 0
 
-    Degrees of freedom follow Satterthwaite. A few animals often carry all of the transfer, so the mean of a
-    sample and its spread err together and a symmetric interval misses on one side; the quantiles are bent
-    by the skewness of the animals' parts (the transformation of Hall, 1992, with quantiles of t). What the
-    interval covers: other animals, bases or seeds, and questions of this kind. With one unit and no spread
-    its part cannot be seen, and the caller has to say so.
+    With one unit the noise that two animals share is counted twice: its own part cannot be seen, and the
+    interval would miss too often without. Degrees of freedom follow Satterthwaite. A few animals often carry
+    all of the transfer, so the mean of a sample and its spread err together and a symmetric interval misses
+    on one side; the quantiles are bent by the skewness of the animals' parts (the transformation of Hall,
+    1992, with quantiles of t). What the interval covers: other animals, bases or seeds, and questions of this
+    kind. With one unit and no spread its part cannot be seen, and the caller has to say so.
     """
     weights = influence.weights
     per_sheet = influence.animals.mean(2)
     animals = weights @ per_sheet
     k, questions = len(animals), influence.animals.shape[2]
     raw = k / (k - 1) * float((animals**2).sum())
-    from_animals = max(raw - influence.pairs, influence.pairs)
     members = group_units(influence.units)
+    from_animals = raw if len(members) == 1 else max(raw - influence.pairs, influence.pairs)
     shares = np.array([weights[own].sum() for own in members.values()])
     from_units, freedom = 0.0, math.inf
     if len(members) > 1:
@@ -427,9 +431,8 @@ def interval_of(influence: Influence, spread: Spread | None = None, level: float
             0.0, scale * float((off**2).sum()) - scale * k / (k - 1) * float((noise**2).sum())
         )
     variance = from_animals + from_units + from_questions
-    estimated = between if from_units > 0 else 0.0
-    parts = from_animals**2 / (k - 1) + estimated**2 / freedom + from_questions**2 / max(1, questions - 1)
-    reach = (from_animals + estimated + from_questions) ** 2 / parts if parts > 0 else math.inf
+    parts = from_animals**2 / (k - LOST) + between**2 / freedom + from_questions**2 / max(1, questions - 1)
+    reach = (from_animals + between + from_questions) ** 2 / parts if parts > 0 else math.inf
     skew = skewness(animals) * (from_animals / variance) ** 1.5 if variance > 0 else 0.0
     return bend_interval(influence.value, variance, reach, skew, k, level, len(members))
 
