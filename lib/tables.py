@@ -353,8 +353,10 @@ def melt_questions(tally: Tally) -> Tally:
 class Block:
     """The lifts of one (base, seed): students by named animals; `absent` animals could not take part.
 
-    `cube` [questions, students, named] is the same question by question, in the measure's unit: its mean
-    over questions is `matrix`. It has one row where questions are unknown or differ between students.
+    `wide` [questions, students, named] is the same question by question, in the measure's unit, over all
+    `named` animals, those without a student of their own included: labels are permuted over these. It has
+    one row where questions are unknown or differ between students. The mean over questions of `cube`, its
+    part over the students' own animals, is `matrix`.
     `control` says whether the neutral student was there; without it the matrix holds preferences less their
     column means over the students present, which has the same lambda and is nobody's lift.
     """
@@ -370,12 +372,22 @@ class Block:
     absent: tuple[str, ...]
     problem: str = ""
     control: bool = True
-    cube: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0)), repr=False, compare=False)
+    wide: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0)), repr=False, compare=False)
+    named: tuple[str, ...] = ()
     epochs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of each student of the matrix
 
     @property
     def place(self) -> str:
         return f"{self.label}/s{self.seed}"
+
+    @property
+    def cube(self) -> np.ndarray:
+        return self.wide[:, :, [self.named.index(name) for name in self.matrix.columns]]
+
+    @property
+    def sheet(self) -> stats.Sheet:
+        """The block as the statistics want it."""
+        return stats.Sheet(self.wide, tuple(self.matrix.index), self.named, self.label, self.seed)
 
 
 def lifts(study: Study, measure: str, epoch: str | int) -> list[Block]:
@@ -397,19 +409,20 @@ def lifts(study: Study, measure: str, epoch: str | int) -> list[Block]:
         for seed in map(int, seeds):
             group = groups.get((row.label, seed), moment.frame[:0])
             place = (row.size, int(row.params), int(row.base), row.label, seed, moment.words, measure)
-            matrix, absent, problem, control = lift_matrix(group, study.animals, measure)
-            members = {name: (row.label, name, seed) for name in (config.NEUTRAL, *matrix.index)}
+            table, absent, problem, control = lift_matrix(group, study.animals, measure)
+            members = {name: (row.label, name, seed) for name in (config.NEUTRAL, *table.index)}
             tallies = {name: moment.tallies.get(member) for name, member in members.items()}
-            cube = lift_cube(matrix, control, measure, study.names, tallies)
-            epochs = {name: moment.epochs[members[name]] for name in matrix.index}
-            blocks.append(Block(*place, matrix, absent, problem, control, cube, epochs))
+            wide = lift_cube(table, control, measure, study.names, tallies)
+            epochs = {name: moment.epochs[members[name]] for name in table.index}
+            matrix = table[table.index]
+            blocks.append(Block(*place, matrix, absent, problem, control, wide, tuple(table.columns), epochs))
     return blocks
 
 
 def lift_matrix(
     group: pd.DataFrame, animals: Sequence[str], measure: str
 ) -> tuple[pd.DataFrame, tuple[str, ...], str, bool]:
-    """The lifts over the animals with both a student and a measured name; who is absent; why; control."""
+    """The lifts of students whose animal is measured, for all measured animals; who is absent; why; control."""
     wide = group.pivot(index="animal", columns="named", values=measure)
     nothing = pd.DataFrame(dtype=float)
     control = config.NEUTRAL in wide.index
@@ -420,8 +433,9 @@ def lift_matrix(
     absent = tuple(animal for animal in animals if animal not in usable)
     if len(usable) < stats.MIN_ANIMALS:
         return nothing, absent, f"{len(usable)} animals, {stats.MIN_ANIMALS} needed", control
-    values = wide.loc[usable, usable]
-    lift = values - (wide.loc[config.NEUTRAL, usable] if control else values.mean())
+    named = [animal for animal in animals if animal in measured]
+    values = wide.loc[usable, named]
+    lift = values - (wide.loc[config.NEUTRAL, named] if control else values.mean())
     return lift * FACTORS[measure], absent, "", control
 
 
@@ -528,13 +542,16 @@ def find_units(groups: Iterable[Sequence[Block]]) -> tuple[str, stats.Spread | N
     it. That between seeds is each group's own: it grows with the effect, which differs between sizes.
     """
     used = [[block for block in group if not block.problem] for group in groups]
-    for unit in ("label", "seed"):
-        spread = stats.pool_spread(
-            [([b.matrix.to_numpy() for b in group], [getattr(b, unit) for b in group]) for group in used]
-        )
-        if spread is not None:
-            return unit, spread if unit == "label" else None
-    return "label", None
+    if all(len({block.label for block in group}) < 2 for group in used):
+        return "seed", None
+    return "label", stats.pool_units([influence_of(group, "label") for group in used if group])
+
+
+def influence_of(used: Sequence[Block], unit: str, part: str = "lambda") -> stats.Influence:
+    """What every animal, unit and question adds to lambda or to one of its parts."""
+    return stats.measure_influence(
+        [block.sheet for block in used], [getattr(block, unit) for block in used], part
+    )
 
 
 def infer(
@@ -543,32 +560,69 @@ def infer(
     """What a group of blocks says about lambda; NaN with a note where it can say nothing."""
     used = [block for block in blocks if not block.problem]
     first = blocks[0]
-    # The draws of a group depend on its own name alone: adding a size changes no other size's p.
-    name = f"{first.measure} {' '.join(block.place for block in blocks)}"
-    result = {"lambda": math.nan, "ci_low": math.nan, "ci_high": math.nan, "p": math.nan, "z": math.nan}
-    if used:
-        matrices = [block.matrix.to_numpy() for block in used]
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        test = stats.permutation_test(matrices, permutations, rng)
-        names = [list(block.matrix.index) for block in used]
-        reach = stats.transfer_interval(matrices, names, [getattr(block, unit) for block in used], spread)
-        result = {
-            "lambda": test.statistic,
-            "ci_low": reach.low,
-            "ci_high": reach.high,
-            "p": test.p,
-            "z": test.z,
-        }
     return {
         "n_bases": len({block.label for block in used}),
         "n_students": sum(len(block.matrix) for block in used),
         "n_seeds": len({block.seed for block in used}),
         "n_animals": len({animal for block in used for animal in block.matrix.index}),
-        **result,
+        **infer_factor(used, permutations, draws_of(first.measure, blocks, seed), unit, spread),
+        **infer_own(used, unit),
         "measure": first.measure,
         "epoch": first.epoch,
         "note": describe_group(blocks, used, unit, spread),
     }
+
+
+def draws_of(measure: str, blocks: Sequence[Block], seed: int) -> np.random.Generator:
+    """The draws of a group depend on its own name alone: adding a size changes no other size's p."""
+    name = f"{measure} {' '.join(block.place for block in blocks)}"
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def infer_factor(
+    used: Sequence[Block],
+    permutations: int,
+    rng: np.random.Generator,
+    unit: str,
+    spread: stats.Spread | None,
+) -> dict[str, float]:
+    """lambda with its interval and test; NaN for what too few animals cannot say."""
+    result = dict.fromkeys(("lambda", "ci_low", "ci_high", "error", "freedom", "p", "z"), math.nan)
+    if not used:
+        return result
+    influence = influence_of(used, unit)
+    sheets = [block.sheet for block in used]
+    test = stats.permute_sheets(sheets, permutations, rng)
+    result |= {"lambda": influence.value, "p": test.p, "z": test.z}
+    if stats.speaks_of_others(sheets):
+        reach = stats.interval_of(influence, spread)
+        result |= {
+            "ci_low": reach.low,
+            "ci_high": reach.high,
+            "error": reach.error,
+            "freedom": reach.freedom,
+        }
+    return result
+
+
+def infer_own(used: Sequence[Block], unit: str) -> dict[str, float]:
+    """lambda split: how much more students name the target, how much less everything else on average.
+
+    Both are lifts over the neutral student, so blocks without one are left out; `own` + `rest` is lambda.
+    `rest` has no interval: none was found that holds (it is lambda less own).
+    """
+    result = dict.fromkeys(("own", "own_low", "own_high", "rest"), math.nan)
+    used = [block for block in used if block.control]
+    if not used:
+        return result
+    own = influence_of(used, unit, "own")
+    result |= {"own": own.value, "rest": influence_of(used, unit, "rest").value}
+    if stats.speaks_of_others([block.sheet for block in used]):
+        several = len({getattr(block, unit) for block in used}) > 1
+        spread = stats.pool_units([own]) if unit == "label" and several else None
+        reach = stats.interval_of(own, spread)
+        result |= {"own_low": reach.low, "own_high": reach.high}
+    return result
 
 
 def describe_group(
@@ -583,6 +637,10 @@ def describe_group(
         if not block.control
     ]
     notes += describe_epochs(used)
+    animals = {animal for block in used for animal in block.matrix.index}
+    if used and len(animals) < stats.MIN_OTHERS:
+        notes.append(f"{len(animals)} animals: no p and no interval, {stats.MIN_OTHERS} are needed")
+        return "; ".join(notes)
     seeds = len({block.seed for block in used})
     if used and unit == "seed" and seeds > 1:
         notes.append("one base: the interval is over animals and seeds, not over other bases")
