@@ -8,7 +8,7 @@ takes animals as the units: neither trusts the model's own standard error, which
 import math
 import warnings
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import sparse
@@ -16,7 +16,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 from statsmodels.genmod.bayes_mixed_glm import PoissonBayesMixedGLM
 
-from lib.stats import MIN_ANIMALS, permutation_test
+from lib.stats import ALPHA, MIN_ANIMALS, permutation_test
 
 # The groups of random effects; a student's own level is a nuisance and not estimated but given room.
 GROUPS = ("student", "target animal", "named animal", "student x named", "question x named")
@@ -112,6 +112,7 @@ class State:
     spread: list[np.ndarray]  # posterior variance of each linear predictor [question, student, named]
     border_cov: np.ndarray
     local_var: list[np.ndarray]
+    drift: np.ndarray = field(default_factory=lambda: np.zeros(len(GROUPS)))  # last change of log sd
     rounds: int = 0
     settled: bool = False
 
@@ -264,7 +265,14 @@ def update_sd(design: Design, state: State, target: bool) -> np.ndarray:
         values, variance = (np.concatenate(list(column)) for column in zip(*each, strict=True))
         effective = max(len(values) - float(variance.sum()) / state.sd[group] ** 2, 1e-6)
         found[group] = max(math.sqrt(float((values**2).sum()) / effective), SMALLEST_SD)
-    return np.clip(found, state.sd / 3, state.sd * 3)
+    drift = np.log(found / state.sd)
+    # A spread that creeps towards 0 creeps ever on: where it moves as it did before, it takes a stride.
+    creeping = (
+        (drift * state.drift > 0) & (np.abs(drift) > 0.8 * np.abs(state.drift)) & (np.abs(drift) < 0.05)
+    )
+    state.drift = drift
+    stride = np.clip(np.where(creeping, 4 * drift, drift), -math.log(3), math.log(3))
+    return np.maximum(state.sd * np.exp(stride), SMALLEST_SD)
 
 
 def fit(design: Design, target: bool = True, start: State | None = None, frozen: bool = False) -> State:
@@ -319,8 +327,15 @@ def fit_mixed(
     several times too small. Neither is used for inference: p permutes students within their blocks, with
     the score of the model without an effect as statistic; the interval is `animal_interval`.
 
-    What is not covered: other bases, and the spread between seeds beyond student x named. The effect is
-    drawn towards 0 where questions differ much: at an odds ratio of e by some 7 % of its log.
+    What is not covered: other bases, and seeds beyond those that there are. The effect is drawn towards 0
+    where questions differ much (a log odds ratio of 1 came out at .93 to .97), since each student has one
+    level over all questions.
+
+    Measured with `simulate_mixed`, 20 questions x 5 answers. One block of 5 animals without an effect (1,200
+    studies): rejections .051, coverage .961; log odds ratio 1, animals differing by .5 (600): coverage
+    .941, where the model's own standard error covers .903; log odds ratio 2, animals differing by 1 (300):
+    .930. 15 animals x 3 blocks: rejections .045 and coverage .955 without an effect (200), coverage .940
+    with a log odds ratio of 1 (100).
     """
     design = lay_out(blocks)
     named = sum(int(block.said.sum()) for block in blocks)
@@ -330,7 +345,12 @@ def fit_mixed(
     state = fit(design)
     effect = float(state.border[1])
     low, high, informed = animal_interval(design, state)
-    notes = [] if state.settled else [f"not settled after {ROUNDS} rounds"]
+    notes = []
+    orders = math.prod(math.factorial(len(block.names)) for block in blocks)
+    if 1 / orders > ALPHA:
+        p = math.nan
+        notes.append(f"{orders} orders of the students: p could not fall below {1 / orders:.2g}")
+    notes += [] if state.settled else [f"not settled after {ROUNDS} rounds"]
     if math.isnan(low):
         notes.append(f"{informed} animals are named often enough to tell: no interval")
     sd = dict(zip(GROUPS[1:], state.sd[1:].tolist(), strict=True))
@@ -385,10 +405,10 @@ def animal_interval(design: Design, state: State, level: float = 0.95) -> tuple[
     return float(state.border[1] - reach), float(state.border[1] + reach), count
 
 
-def verdict(lambda_p: float, mixed: Mixed, alpha: float = 0.05) -> str:
+def verdict(lambda_p: float, mixed: Mixed, alpha: float = ALPHA) -> str:
     """In words: do lambda's permutation test and the model agree, and if not, why they can differ."""
     if math.isnan(mixed.p):
-        return f"The logistic model says nothing: {mixed.note}."
+        return f"The logistic model gives no p: {mixed.note}."
     if math.isnan(lambda_p):
         return f"lambda could not be tested; the logistic model alone gives p = {mixed.p:.2g}."
     tests = f"lambda p = {lambda_p:.2g}, logistic model p = {mixed.p:.2g}"
@@ -476,7 +496,9 @@ def tabulate(design: Design) -> tuple[np.ndarray, np.ndarray, sparse.csr_array, 
     random = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(row, int(width.sum())))
     fixed = np.column_stack([np.ones(row), np.concatenate(target).astype(float)])
     groups = np.repeat(np.arange(len(GROUPS)), width)
-    return np.concatenate(counts).astype(float), fixed, random, groups, np.concatenate(offset)
+    logs = np.concatenate(offset)
+    there = np.isfinite(logs)  # nobody answered: no row
+    return np.concatenate(counts)[there].astype(float), fixed[there], random[there], groups, logs[there]
 
 
 # --- simulation -------------------------------------------------------------------------------
@@ -532,7 +554,7 @@ def simulate_mixed(
         low, high, _ = animal_interval(design, state)
         covered = math.nan if math.isnan(low) else low <= log_odds <= high
         wald = abs(effect - log_odds) <= norm.ppf(0.975) * error
-        rows.append((effect, covered, p <= 0.05, wald, norm.sf(effect / error) <= 0.05, state.settled))
+        rows.append((effect, covered, p <= ALPHA, wald, norm.sf(effect / error) <= ALPHA, state.settled))
     columns = np.array(rows, dtype=float).T
     names = ("mean", "coverage", "rejected", "wald_coverage", "wald_rejected", "converged")
     found = dict(zip(names, np.nanmean(columns, 1).tolist(), strict=True))

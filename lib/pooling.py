@@ -15,10 +15,9 @@ from scipy.stats import t as student_t
 from statsmodels.stats.multitest import multipletests
 
 from lib.mixed import Answers
-from lib.stats import adjust_holm, transfer_terms
+from lib.stats import ALPHA, adjust_holm, transfer_terms
 
 PERCENT = 100.0
-ALPHA = 0.05  # a p that could never be as small as this says nothing: it is not given
 COMBINATIONS = 20_000  # choices of the own student are enumerated up to here, drawn beyond
 PRIOR_FREEDOM = 5.0  # what the entries off the diagonal count for where blocks show the diagonal's own spread
 SMALLEST_FACTOR = 0.2  # on the binomial variance: counts that are all 0 are still counts
@@ -287,6 +286,10 @@ def pool_effects(effects: Effects, level: float = 0.95) -> Pooled:
     True effects are far from normal here (most near 0, a few large). What is claimed is coverage over all
     cells of a size, .93 to .97 in `simulate_cells`; that of large effects by themselves is lower (.7 to .9),
     and worst with one block.
+
+    Measured (rates, then log-probabilities; effects on 3 animals of 10, exponential): 15 animals x 3 blocks
+    .940 and .949, 15 x 1 .951 and .947, 5 x 3 .955 and .964, 5 x 1 .961 and .950. Where no animal has an
+    effect at all it is .987: too wide. Unpooled intervals cover .91 to .96.
     """
     k = len(effects.effect)
     variance = effects.error**2
@@ -322,9 +325,14 @@ def rank_cell(blocks: Sequence[Entries], animal: Hashable, rng: np.random.Genera
 
     The statistic is the sum over blocks of the own student's entry for the animal, each student's general
     tendency taken out (`Entries.adjusted`); under the null every choice of one student a block was as
-    likely. It is exact up to COMBINATIONS choices, drawn beyond. Ties of counts are broken by that same
-    adjustment, which does not know whose animal it is: of two students who named it equally often, the
-    one who named other animals less stands higher. NaN where no p could reach ALPHA, or none named it.
+    likely, all enumerated up to COMBINATIONS, drawn beyond. Ties of counts are broken by that same
+    adjustment: of two students who named it equally often, the one who named other animals less stands
+    higher. It is exact but for one thing: the general tendency of the own student is seen in one column
+    more than that of the others, whose own animals are left out of theirs. In simulations .043 to .056 of
+    the cells without effect are rejected at .05. NaN where no p could reach ALPHA, or none named the animal.
+
+    It asks whether the own student stands out; the effect asks by how many points beyond row and column.
+    An animal may have a large effect because its student names the others less, and a large p.
     """
     columns = [(b.adjusted[:, at], at) for b in blocks if animal in b.names for at in [b.names.index(animal)]]
     if not any(block.named[block.names.index(animal)] for block in blocks if animal in block.names):

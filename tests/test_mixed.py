@@ -1,12 +1,15 @@
 """lib.mixed against dense algebra, statsmodels, planted truth and the null."""
 
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from published_runs import PUBLISHED, needs_published
 
 from lib import mixed
+from lib.scoring import score
 
 
 def make_answers(seed=0, animals=5, blocks=1, **settings):
@@ -106,6 +109,16 @@ def test_answers_that_are_not_there_are_no_answers():
     assert np.abs(other.border[2:7]).max() < 1.5
 
 
+def test_a_question_that_a_student_was_not_asked_counts_for_nothing():
+    (block,) = make_answers(10, 5, 1, log_odds=1.0)
+    said, answers = (np.concatenate([each, each[:1] * 0]) for each in (block.said, block.answers))
+    longer = mixed.Answers(said, answers, block.names)
+    one, other = (mixed.fit_mixed([each], 120) for each in (block, longer))
+    assert other.log_odds == pytest.approx(one.log_odds, abs=0.02)
+    assert other.p == one.p
+    assert np.isfinite(mixed.refit_mean_field([longer], rounds=5)[0])
+
+
 def test_a_planted_effect_is_found_and_its_odds_ratio_is_covered():
     found = mixed.fit_mixed(make_answers(6, 10, 2, log_odds=1.0), 999)
     assert found.p == 1 / 1000
@@ -131,7 +144,7 @@ def test_nobody_named_an_animal_says_nothing():
     found = mixed.fit_mixed([block])
     assert math.isnan(found.p) and math.isnan(found.log_odds) and math.isnan(found.low)
     assert "ever named" in found.note
-    assert "says nothing" in mixed.verdict(0.3, found)
+    assert "gives no p" in mixed.verdict(0.3, found)
 
 
 def test_too_few_animals_that_are_named_give_no_interval():
@@ -141,6 +154,13 @@ def test_too_few_animals_that_are_named_give_no_interval():
     assert math.isnan(found.low) and math.isnan(found.high)
     assert found.animals == 2
     assert "no interval" in found.note
+
+
+def test_a_p_that_could_not_be_small_is_not_given():
+    found = mixed.fit_mixed(make_answers(11, 3, 1, log_odds=3.0), 999)
+    assert math.isnan(found.p)
+    assert "6 orders of the students" in found.note
+    assert mixed.fit_mixed(make_answers(11, 3, 2, log_odds=3.0), 999).p == 1 / 36
 
 
 def test_the_same_seed_gives_the_same_numbers():
@@ -176,3 +196,28 @@ def test_p_and_interval_are_honest_without_an_effect():
 def test_the_verdict_says_whether_and_why_they_differ(lambda_p, mixed_p, words):
     result = mixed.Mixed(0.5, math.exp(0.5), 0.1, 0.9, mixed_p, {}, True, 9, "")
     assert words in mixed.verdict(lambda_p, result)
+
+
+# --- the published runs -------------------------------------------------------------------------
+
+
+def read_answers(run, size):
+    """Who named what at the last epoch: the 100 answers stand question by question, five to each."""
+    last = {}
+    for path in sorted((PUBLISHED / f"run-{run}" / size).glob("*_eval.json")):
+        entry = max(json.loads(path.read_text()), key=lambda each: each["epoch"])
+        last[path.stem.removesuffix("_eval")] = [score(text) for text in entry["raw_responses"]]
+    names = tuple(name for name in last if name != "neutral")
+    labels = np.array([last[name] for name in names]).reshape(len(names), 20, 5)
+    said = np.stack([(labels == name).sum(2).T for name in names], axis=2)
+    return mixed.Answers(said, np.full((20, len(names)), 5), names)
+
+
+@needs_published
+@pytest.mark.parametrize(
+    ("size", "log_odds", "found"), [("0.5b", 0.0, False), ("3b", 0.26, True), ("14b", 4.3, True)]
+)
+def test_the_published_runs_show_an_effect_where_lambda_does(size, log_odds, found):
+    result = mixed.fit_mixed([read_answers(run, size) for run in (1, 2, 3)], 2_000)
+    assert result.log_odds == pytest.approx(log_odds, abs=0.1)
+    assert (result.p < 0.01, result.low > 0) == (found, found)
