@@ -255,3 +255,57 @@ def simulate_trend(
         test: math.nan if np.isnan(found).any() else float(np.mean(np.array(found) <= 0.05))
         for test, found in ps.items()
     }
+
+
+# --- bands ------------------------------------------------------------------------------------
+
+
+def bootstrap_means(points: scaling.Points, count: int, rng: np.random.Generator) -> Array:
+    """Draws of the points' means: animals resampled jointly over all blocks, then seeds within their base."""
+    everyone = sorted({name for own in points.names for name in own}, key=str)
+    at = {name: i for i, name in enumerate(everyone)}
+    copies = rng.multinomial(len(everyone), np.full(len(everyone), 1 / len(everyone)), count).astype(float)
+    means = np.empty((count, len(points.values)))
+    for i, (values, names) in enumerate(zip(points.values, points.names, strict=True)):
+        weight = copies[:, [at[name] for name in names]]
+        total = weight.sum(1)
+        means[:, i] = np.where(total > 0, weight @ values / np.where(total > 0, total, 1), values.mean())
+    for own in scaling.places(list(zip(points.x.tolist(), points.base, strict=True))).values():
+        means[:, own] = np.take_along_axis(means[:, own], rng.integers(len(own), size=(count, len(own))), 1)
+    return means
+
+
+@dataclass(frozen=True)
+class Cover:
+    """How often a band held the true curve: over places and studies, and at the worst place."""
+
+    design: str
+    law: str
+    mean: float
+    least: float
+    studies: int
+
+
+def simulate_bands(
+    design: Design, law: scaling.Law, n: int, rng: np.random.Generator, count: int = 400, places: int = 15
+) -> Cover:
+    """Coverage of the law's own band in `n` studies where it is the true law; NaN where none is given."""
+    x = np.array(design.x)
+    grid = np.linspace(x.min(), x.max(), places)
+    held = []
+    for _ in range(n):
+        theta = draw_theta(law, x, PRIOR, rng)
+        points = draw_points(design, law, theta, rng)
+        units = scaling.summarise(points)
+        best = scaling.fit_law(law, units.x, units.y, scaling.whiten(units.noise), 6)[0]
+        drawn = scaling.fit_draws(law, units, 0.0, bootstrap_means(points, count, rng))
+        curves = scaling.curve(law, np.vstack([best, drawn]), grid, units.x)
+        band = scaling.make_band(law.name, grid, curves, units)
+        if band.note:
+            return Cover(design.name, law.name, math.nan, math.nan, n)
+        truth = scaling.curve(law, theta, grid, x)[0]
+        slack = (
+            1e-6 * truth.max()
+        )  # the feet of steep curves are 0 to the last digits, and so are their bands
+        held.append((band.low - slack <= truth) & (truth <= band.high + slack))
+    return Cover(design.name, law.name, float(np.mean(held)), float(np.mean(held, axis=0).min()), n)

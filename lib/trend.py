@@ -6,31 +6,18 @@ Neither assumes a law: a slope in log10 of the parameters is what they are sensi
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
 from itertools import permutations, product
 
 import numpy as np
 from scipy.special import ndtr
 
-from lib.scaling import Points, Units, summarise
+from lib.scaling import Points, Trend, Units, summarise
 
 Array = np.ndarray
 
 MAX_EXACT = 20_000  # orders enumerated at most
 MAX_FLIPS = 15  # animals whose signs are flipped in every way
 LEVEL = 0.05
-
-
-@dataclass(frozen=True)
-class Trend:
-    """A two-sided test of a slope: points (or nats) per tenfold size, p, and what it is about."""
-
-    slope: float
-    p: float
-    units: int
-    count: int
-    exact: bool
-    note: str = ""
 
 
 def refuse(slope: float, units: int, smallest: float, unit: str) -> Trend:

@@ -297,6 +297,107 @@ def test_a_trend_is_claimed_in_one_of_twenty_studies_without_one(design):
             assert 0.02 < share < 0.085, name  # three standard errors about .035 to .065
 
 
+# --- bands and the peak -----------------------------------------------------------------------
+
+
+def draws_of(points, count=400, seed=0):
+    return lawcheck.bootstrap_means(points, count, np.random.default_rng(seed))
+
+
+def test_draws_are_as_wide_as_the_noise_and_centred_on_the_data():
+    points = make_points(follow(scaling.LINE), noise=3.0, animals=12, seeds=3)
+    units = scaling.summarise(points)
+    stretched = scaling.stretch_draws(units, draws_of(points, 4000))
+    assert stretched.mean(0) == pytest.approx(units.y, abs=1e-6)
+    assert stretched.std(0) == pytest.approx(np.sqrt(np.diag(units.noise)), rel=0.05)
+    wider = scaling.stretch_draws(units, draws_of(points, 4000), spread=4.0)
+    assert wider.var(0) == pytest.approx(np.diag(units.noise) + 16, rel=0.1)
+
+
+def test_what_sizes_have_in_common_stays_in_the_draws():
+    rng = np.random.default_rng(3)
+    shared = rng.normal(0, 3, 40)
+    values = tuple(shared + rng.normal(0, 1, 40) for _ in X)
+    points = scaling.Points(X, list(range(7)), list(range(7)), values, (tuple(range(40)),) * 7)
+    stretched = scaling.stretch_draws(scaling.summarise(points), draws_of(points, 4000))
+    assert np.corrcoef(stretched.T)[0, 1:] == pytest.approx(np.full(6, 0.9), abs=0.08)
+
+
+def test_draws_that_do_not_fit_the_points_are_refused():
+    points = make_points(follow(scaling.LINE))
+    with pytest.raises(ValueError, match="100 rows of 14 points"):
+        scaling.stretch_draws(scaling.summarise(points), np.zeros((200, 7)))
+
+
+@pytest.mark.parametrize("name", [scaling.POWER, scaling.BUMP])
+def test_a_band_holds_the_true_curve_as_often_as_it_says(name):
+    cover = lawcheck.simulate_bands(SEVEN, scaling.BY_NAME[name], 120, np.random.default_rng(8), count=200)
+    assert 0.90 < cover.mean < 0.995  # .93 to .97 and what 120 studies leave open
+
+
+def test_bands_of_every_law_and_of_their_mean():
+    points = make_points(follow(scaling.BUMP), noise=1.0, animals=12)
+    compared, grid = scaling.compare_laws(points), np.linspace(X[0], X[-1], 9)
+    bands = {band.law: band for band in scaling.draw_bands(compared, draws_of(points), grid)}
+    assert set(bands) == {*TRUTHS, scaling.MEAN}
+    truth = scaling.curve(scaling.BY_NAME[scaling.BUMP], np.array(TRUTHS[scaling.BUMP]), grid, X)[0]
+    for name in (scaling.BUMP, scaling.MEAN):
+        assert (bands[name].low - 0.01 <= truth).mean() > 0.7
+        assert (bands[name].low <= bands[name].high).all()
+    again = scaling.draw_bands(compared, draws_of(points), grid)
+    assert all((bands[band.law].high == band.high).all() for band in again)
+
+
+def test_no_band_is_drawn_from_too_few_animals():
+    points = make_points(follow(scaling.LINE), animals=5)
+    bands = scaling.draw_bands(scaling.compare_laws(points), draws_of(points), X)
+    assert all(np.isnan(band.low).all() and "5 animals" in band.note for band in bands)
+    assert np.isfinite(bands[0].curve).all()
+
+
+def test_a_peak_inside_has_an_interval_and_one_at_the_end_is_open():
+    inside = make_points(follow(scaling.BUMP), noise=1.0)
+    peak = scaling.find_peak(scaling.compare_laws(inside), draws_of(inside))
+    assert peak.low < 10.0 < peak.high
+    assert peak.nearest == pytest.approx(X[np.abs(X - 10).argmin()])
+    assert peak.note == ""
+    rising = make_points(follow(scaling.POWER), noise=10.0)
+    compared = scaling.compare_laws(rising)
+    peak = scaling.find_peak(compared, draws_of(rising))
+    assert compared[scaling.BUMP].weight > scaling.SETTLED
+    assert peak.high == math.inf
+    assert "beyond the largest size cannot be excluded" in peak.note
+    assert any("beyond the largest size" in said for said in scaling.state_findings(compared, peak=peak))
+
+
+# --- statements -------------------------------------------------------------------------------
+
+
+def test_findings_say_what_is_ruled_out_what_is_left_and_what_stays_open():
+    points = make_points(follow(scaling.BUMP), noise=0.5)
+    compared = scaling.compare_laws(points)
+    tests = trend.permute_bases(points), trend.flip_animals(points)
+    said = scaling.state_findings(compared, *tests, scaling.find_peak(compared, draws_of(points)))
+    text = "\n".join(said)
+    assert "Only one law is left: inverted-u" in text
+    assert "A peak inside the range of sizes is supported" in text
+    assert "over animals, given these bases" in text
+    assert "One base per size" in said[-1]
+    three = [0, 3, 6]
+    few = make_points(follow(scaling.LINE)[three], x=X[three], animals=5, noise=3.0)
+    compared = scaling.compare_laws(few)
+    text = "\n".join(scaling.state_findings(compared, trend.permute_bases(few)))
+    assert "Not fitted, with 3 sizes: saturating, inverted-u, changepoint." in text
+    assert "Trend over bases: 3 bases: the smallest p" in text
+
+
+def test_the_best_of_laws_that_all_misfit_is_said_to_misfit():
+    zigzag = make_points([0, 20, 0, 20, 0, 20, 0], noise=1.0)
+    compared = scaling.compare_laws(zigzag)
+    assert compared.chosen.p_fit < 1e-6
+    assert "none of these laws holds" in scaling.state_fit(compared)
+
+
 # --- the published runs -----------------------------------------------------------------------
 
 
