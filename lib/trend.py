@@ -39,10 +39,12 @@ def permute_bases(points: Points, draws: int = MAX_EXACT, rng: np.random.Generat
     variance, in which the slope's score is a fixed weighted sum. Orders and signs of the contrasts are
     permuted: all of them where there are at most 20,000 (six bases and fewer), else `draws` random ones.
     Contrasts are chosen such that the score's weights are as 1 : 2 : 3 ..., which tells most orders apart.
-    Exact for normal errors of known ratios. Measured (lawcheck.simulate_trend) .04 to .06 at level .05 under
-    published noise with and without a spread between bases, where a permutation of raw means gives .01 to
-    .06, of ranks .02 to .05, of studentised slopes .02 to .09. Bases are taken to be independent: animals
-    that do well in every base of one size, and only there, would count as a difference between sizes.
+    Exact for normal errors of known ratios. Of 1,000 studies without a trend it called one (at .05) in .042
+    under the published noise, .041 with 20 % of the students missing, .064 with a few animals carrying most,
+    .051 with bases that spread, .057 with three bases at each of six sizes, .053 with two at each of four
+    (lawcheck.simulate_trend); permuting raw means gives .01 to .06, ranks .02 to .05, studentised slopes .02
+    to .09. Bases are taken to be independent: animals that do well in every base of one size, and only
+    there, would count as a difference between sizes.
     """
     return permute_units(summarise(points), draws, rng)
 
@@ -131,8 +133,9 @@ def flip_animals(points: Points, draws: int = MAX_EXACT, rng: np.random.Generato
     a whole seed has in common moves all animals together, which no flip shows: its estimated variance is
     added to every flip as normal noise (with one seed it cannot be seen, and the test is given the seed).
     What it does not cover is the luck of a base: it says whether these very bases differ in the direction
-    of size, which is less than a trend. Flips want animals that stray evenly up and down; where a few carry
-    most of a lambda it claims a trend a little too often (measured in lawcheck.simulate_trend).
+    of size, which is less than a trend.Flips want
+    animals that stray evenly up and down: of 1,000 studies without a trend it called one (at .05) in .050,
+    .058 with 20 % of the students missing, .06 to .07 with a few animals carrying most of a lambda.
     """
     units = summarise(points)
     x, order = np.unique(points.x, return_inverse=True)
