@@ -334,8 +334,8 @@ def fit_mixed(
     Measured with `simulate_mixed`, 20 questions x 5 answers. One block of 5 animals without an effect (1,200
     studies): rejections .051, coverage .961; log odds ratio 1, animals differing by .5 (600): coverage
     .941, where the model's own standard error covers .903; log odds ratio 2, animals differing by 1 (300):
-    .930. 15 animals x 3 blocks: rejections .045 and coverage .955 without an effect (200), coverage .940
-    with a log odds ratio of 1 (100).
+    .930. 15 animals x 3 blocks: rejections .040 and coverage .957 without an effect (300), coverage .940
+    with a log odds ratio of 1 (200). Most animals rare, 5 animals: an interval in 3 of 4 studies, .942.
     """
     design = lay_out(blocks)
     named = sum(int(block.said.sum()) for block in blocks)
