@@ -751,20 +751,24 @@ def describe_parameters(law: Law, theta: Array, spread: float) -> str:
 
 
 def describe_bases(units: Units, tipping: float) -> str:
-    """What can and cannot be said about other bases."""
-    if units.identified:
-        return "The spread between bases is estimated: laws are about bases of these sizes in general."
-    text = "One base per size: luck of a base cannot be told from a trend, and all here is about these bases"
-    if math.isnan(tipping):
-        return text + "."
-    if tipping == 0:
-        return f"{text}; even without any such spread no law is clearly better than a constant."
-    if math.isinf(tipping):
-        return f"{text}; no spread up to three times the range of the means would make a constant as good."
-    return (
-        f"{text}; a spread between bases of {tipping:.3g} (standard deviation) would make a constant as good "
-        "as the best law."
+    """What can and cannot be said about other bases and other seeds."""
+    seeds = (
+        "" if units.seeds_seen else " With one seed per base, what a seed has in common counts as nothing."
     )
+    if units.identified:
+        text = "The spread between bases is estimated: laws are about bases of these sizes in general."
+        return text + seeds
+    text = "One base per size: luck of a base cannot be told from a trend, and all here is about these bases"
+    if tipping == 0:
+        text += "; even without any such spread no law is clearly better than a constant"
+    elif math.isinf(tipping):
+        text += "; no spread up to three times the range of the means would make a constant as good"
+    else:
+        text += (
+            f"; a spread between bases of {tipping:.3g} (standard deviation) would make a constant as good "
+            "as the best law"
+        )
+    return f"{text}.{seeds}"
 
 
 # --- draws: bands and the peak ----------------------------------------------------------------

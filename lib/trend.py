@@ -133,9 +133,9 @@ def flip_animals(points: Points, draws: int = MAX_EXACT, rng: np.random.Generato
     a whole seed has in common moves all animals together, which no flip shows: its estimated variance is
     added to every flip as normal noise (with one seed it cannot be seen, and the test is given the seed).
     What it does not cover is the luck of a base: it says whether these very bases differ in the direction
-    of size, which is less than a trend.Flips want
-    animals that stray evenly up and down: of 1,000 studies without a trend it called one (at .05) in .050,
-    .058 with 20 % of the students missing, .06 to .07 with a few animals carrying most of a lambda.
+    of size, which is less than a trend. Flips want animals that stray evenly up and down: of 1,000 studies
+    without a trend it called one (at .05) in .050, .058 with 20 % of the students missing, .06 to .07 with
+    a few animals carrying most of a lambda.
     """
     units = summarise(points)
     x, order = np.unique(points.x, return_inverse=True)

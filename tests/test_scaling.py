@@ -248,7 +248,10 @@ def test_one_base_per_size_leaves_the_spread_open_and_the_tipping_value_says_how
         }
         assert (scores[scaling.NONE] - min(scores.values()) > scaling.AICC_TIE) == better
     assert "these bases" in compared.statement
-    assert scaling.compare_laws(make_points(np.full(7, 3.0), noise=5.0, seed=1)).tipping == 0
+    assert "a seed has in common" not in compared.statement
+    flat = scaling.compare_laws(make_points(np.full(7, 3.0), noise=5.0, seed=1, seeds=1))
+    assert flat.tipping == 0
+    assert "what a seed has in common counts as nothing" in flat.statement
 
 
 # --- trend ------------------------------------------------------------------------------------
