@@ -289,7 +289,9 @@ def pool_effects(effects: Effects, level: float = 0.95) -> Pooled:
 
     Measured (rates, then log-probabilities; effects on 3 animals of 10, exponential): 15 animals x 3 blocks
     .940 and .949, 15 x 1 .951 and .947, 5 x 3 .955 and .964, 5 x 1 .961 and .950. Where no animal has an
-    effect at all it is .987: too wide. Unpooled intervals cover .91 to .96.
+    effect at all it is .987: too wide. Unpooled intervals cover .91 to .96. Where students differ by
+    several points on the logit scale the intervals of rates reach far towards 50 %, where such students would
+    differ most: wide rather than wrong.
     """
     k = len(effects.effect)
     variance = effects.error**2
