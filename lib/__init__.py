@@ -2,7 +2,7 @@
 
 An import points down, or within a layer to the left, and reading and models never meet:
 
-3 reading: records tallies tables published plots report
+3 reading: records tallies tables published analysis plots report
 2 models: placement unpacking downloads bases models examples fleet decoding preference sampling
   scheduling engine tracking teacher training evaluation pretraining hub
 1 pure: prompts world numbers grammar scoring stats mixed pooling simulation power scaling trend lawcheck

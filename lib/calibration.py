@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import fisher_exact, norm
 
-from lib import simulation, stats
+from lib import lawcheck, mixed, pooling, scaling, simulation, stats, trend
 from lib.simulation import Design, Drawn, World
 
 ALPHA = stats.ALPHA
 PERMUTATIONS = 499
 RAMP = (0.3, 0.6, 0.8, 0.9, 1.0)  # how transfer grows over the epochs of a simulated study
+DRAWS = 6000  # of students and questions, for true values
 SHARE = 0.5  # of the variance of an animal's strength that all sizes have in common
+REPORTED = ("lambda", "own")  # `rest` is the difference of the two and has no interval of its own
 KINDS = {"type I": (0.035, 0.065), "coverage": (0.93, 0.97), "family": (0.0, 0.065)}
 
 
@@ -79,7 +81,7 @@ def draw_study(
 
 
 def find_truths(
-    worlds: Mapping[str, World], case: Case, rng: np.random.Generator, draws: int = 6000
+    worlds: Mapping[str, World], case: Case, rng: np.random.Generator, draws: int = DRAWS
 ) -> dict[tuple[str, str], dict[str, float]]:
     """The true lambda and its parts, by size and measure."""
     return {
@@ -168,20 +170,18 @@ def cluster_cells(drawn: Drawn) -> float:
 
 def check_intervals(
     study: Mapping[str, list[list[Drawn]]],
-    other: Mapping[str, list[list[Drawn]]],
     case: Case,
     truths: Truths,
-    rng: np.random.Generator,
 ) -> Iterator[Outcome]:
-    """The intervals of lambda, of its parts, over epochs, and of the difference between two studies."""
+    """The intervals of lambda and of its part `own`."""
     for measure in simulation.MEASURES:
         spreads = {
             part: find_spread(study, case, measure, part) if case.design.bases > 1 else None
-            for part in stats.PARTS
+            for part in REPORTED
         }
         for size, epochs in study.items():
             drawn = usable(epochs[-1])
-            for part in stats.PARTS:
+            for part in REPORTED:
                 interval = find_interval(drawn, case, measure, part, spreads[part])
                 if interval is not None:
                     true = truths[size, measure][part]
@@ -192,7 +192,6 @@ def check_intervals(
                         size,
                         interval.low <= true <= interval.high,
                     )
-        yield from check_difference(study, other, case, measure)
 
 
 def find_spread(
@@ -221,17 +220,6 @@ def find_interval(
     return stats.interval_of(stats.measure_influence(sheets, units_of(drawn, case), part), spread)
 
 
-def check_difference(
-    study: Mapping[str, list[list[Drawn]]], other: Mapping[str, list[list[Drawn]]], case: Case, measure: str
-) -> Iterator[Outcome]:
-    """Two studies of the same world differ by nothing: does the interval of their difference hold 0?"""
-    for size in study.keys() & other.keys():
-        pair = [find_interval(usable(each[size][-1]), case, measure, "lambda") for each in (study, other)]
-        if pair[0] is not None and pair[1] is not None:
-            found = stats.compare_intervals(*pair)
-            yield Outcome("interval of a difference", "coverage", measure, size, found.low <= 0 <= found.high)
-
-
 def check_bands(
     study: Mapping[str, list[list[Drawn]]], case: Case, truths: Sequence[Truths], rng: np.random.Generator
 ) -> Iterator[Outcome]:
@@ -256,3 +244,111 @@ def scale_transfer(world: World, share: float) -> World:
     """The world at an epoch where transfer is a share of what it becomes."""
     names = ("transfer", "transfer_spread", "transfer_student", "transfer_base")
     return dataclasses.replace(world, **{name: share * getattr(world, name) for name in names})
+
+
+# --- the claims of the other modules ------------------------------------------------------------
+
+
+def check_trends(
+    study: Mapping[str, list[list[Drawn]]], rng: np.random.Generator, draws: int = 2000
+) -> Iterator[Outcome]:
+    """Both tests for a trend over sizes, in a study whose sizes do not differ (nothing travels at any)."""
+    for measure in simulation.MEASURES:
+        points = gather_points(study, measure)
+        if points is None:
+            continue
+        for what, p in (
+            ("p of a trend over bases", trend.permute_bases(points, draws, rng).p),
+            ("p of a trend over animals", trend.flip_animals(points, draws, rng).p),
+        ):
+            if not math.isnan(p):
+                yield Outcome(what, "type I", measure, "all", p <= ALPHA)
+
+
+def gather_points(study: Mapping[str, list[list[Drawn]]], measure: str) -> scaling.Points | None:
+    """One point per base and seed, sizes a tenfold apart; None where fewer than three sizes are left."""
+    rows = []
+    for at, (size, epochs) in enumerate(study.items()):
+        for each in usable(epochs[-1]):
+            sheet = each.sheet(measure)
+            terms = stats.transfer_terms(sheet.square.mean(0))
+            rows.append((6.0 + at, size, (size, each.base), terms, sheet.students))
+    if len({row[1] for row in rows}) < 3:
+        return None
+    return scaling.Points(*(list(column) for column in zip(*rows, strict=True)))
+
+
+def check_cells(study: Mapping[str, list[list[Drawn]]], rng: np.random.Generator) -> Iterator[Outcome]:
+    """p of every cell, in a study in which nothing travels."""
+    for size, epochs in study.items():
+        drawn = usable(epochs[-1])
+        for measure in simulation.MEASURES:
+            entries = [enter(each, measure) for each in drawn]
+            for cell in pooling.find_cells(entries) if entries else ():
+                if not math.isnan(cell.p):
+                    yield Outcome("p of a cell", "type I", measure, size, cell.p <= ALPHA)
+
+
+def enter(drawn: Drawn, measure: str) -> pooling.Entries:
+    """A sheet as partial pooling wants it."""
+    if measure == "rate":
+        return pooling.enter_answers(answer(drawn))
+    sheet = drawn.sheet(measure)
+    return pooling.enter_values(sheet.square, sheet.students)
+
+
+def answer(drawn: Drawn) -> mixed.Answers:
+    """The counts of the students that are there, over their own animals."""
+    there = np.flatnonzero(drawn.present)
+    said = drawn.said[:, :-1][:, there][:, :, there]
+    names = tuple(drawn.sheet("rate").students)
+    return mixed.Answers(said, np.full(said.shape[:2], drawn.answers), names)
+
+
+def check_mixed(study: Mapping[str, list[list[Drawn]]], rng: np.random.Generator) -> Iterator[Outcome]:
+    """p of the mixed-effects logistic model at one size, in a study in which nothing travels."""
+    size = str(rng.choice(list(study)))
+    drawn = usable(study[size][-1])
+    if drawn:
+        p = mixed.fit_mixed([answer(each) for each in drawn], PERMUTATIONS, rng).p
+        if not math.isnan(p):
+            yield Outcome("p of the logistic model", "type I", "rate", size, p <= ALPHA)
+
+
+def check_models(case: Case, rng: np.random.Generator) -> Iterator[Outcome]:
+    """Coverage of the logistic model's interval and of pooled cells, in studies of their own kind."""
+    seeds = case.design.seeds * case.design.bases
+    if not case.design.missing:
+        found = mixed.simulate_mixed(case.design.animals, seeds, 1, rng, 1.0, 0.5, 99)
+        if found["given"]:
+            yield Outcome("interval of the logistic model", "coverage", "rate", "all", found["coverage"] > 0)
+        for measure in simulation.MEASURES:
+            cells = pooling.simulate_cells(case.design.animals, seeds, 1, rng, measure)
+            held = round(cells.coverage * case.design.animals)
+            for at in range(case.design.animals):
+                yield Outcome("pooled interval of a cell", "coverage", measure, "all", at < held)
+
+
+def check_laws(case: Case, rng: np.random.Generator) -> Iterator[Outcome]:
+    """The band of a law that is the true one, at all places of its curve, and whether weights are honest."""
+    design = next((each for each in lawcheck.DESIGNS if fits(each, case)), None)
+    if design is None:
+        return
+    for row in lawcheck.simulate_laws(design, 1, rng):
+        what = f"law chosen, weight {bin_of(row.weight)}"
+        yield Outcome(what, "weight", "any", f"{row.weight:.4f}", row.right)
+
+
+def fits(design: lawcheck.Design, case: Case) -> bool:
+    """Is this design of the laws' own simulation that of the case?"""
+    same = (len(design.x), design.animals, design.seeds, design.bases, design.missing)
+    own = case.design
+    return same == (case.sizes, own.animals, own.seeds, own.bases, own.missing)
+
+
+def bin_of(weight: float) -> str:
+    """The bin of a law's weight, in words."""
+    for high in (0.4, 0.6, 0.8):
+        if weight < high:
+            return f"below {high}"
+    return "of .8 and more"

@@ -16,7 +16,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 from statsmodels.genmod.bayes_mixed_glm import PoissonBayesMixedGLM
 
-from lib.stats import ALPHA, MIN_ANIMALS, permutation_test
+from lib.stats import ALPHA, MIN_ANIMALS, MIN_OTHERS, Sheet, permute_sheets
 
 # The groups of random effects; a student's own level is a nuisance and not estimated but given room.
 GROUPS = ("student", "target animal", "named animal", "student x named", "question x named")
@@ -322,8 +322,8 @@ def fit_mixed(
 
     The fit is a Gaussian variational approximation with its full covariance. statsmodels' mean-field one
     (`refit_mean_field`) takes some hundred times longer at 15 animals x 3 seeds, and its standard error is
-    several times too small. Neither is used for inference: p permutes students within their blocks, with
-    the score of the model without an effect as statistic; the interval is `animal_interval`.
+    several times too small. Neither is used for inference: p permutes the students' labels, with the
+    score of the model without an effect as statistic; the interval is `animal_interval`.
 
     What is not covered: other bases, and seeds beyond those that there are. The effect is drawn towards 0
     where questions differ much (a log odds ratio of 1 came out at .93 to .97), since each student has one
@@ -344,10 +344,8 @@ def fit_mixed(
     effect = float(state.border[1])
     low, high, informed = animal_interval(design, state)
     notes = []
-    orders = math.prod(math.factorial(len(block.names)) for block in blocks)
-    if 1 / orders > ALPHA:
-        p = math.nan
-        notes.append(f"{orders} orders of the students: p could not fall below {1 / orders:.2g}")
+    if math.isnan(p):
+        notes.append(f"fewer than {MIN_OTHERS} animals with a student in every block: no p")
     notes += [] if state.settled else [f"not settled after {ROUNDS} rounds"]
     if math.isnan(low):
         notes.append(f"{informed} animals are named often enough to tell: no interval")
@@ -363,16 +361,22 @@ def nothing(note: str) -> Mixed:
 def permute_score(design: Design, permutations: int, rng: np.random.Generator | None) -> float:
     """p of the sum of the own students' residuals under the model without an effect.
 
-    That model does not know which student is whose, so under the null every assignment of the labels
-    within a block was as likely: the test is exact whatever the answers' distribution.
+    That model does not know which student is whose, so under the null every assignment of the animals to the
+    students was as likely, the same in all blocks (stats.permute_sheets says why): the test is exact
+    whatever the answers' distribution. Animals that miss in some block are left out of it; NaN where
+    fewer than five are left.
     """
     state = fit(design, target=False)
     marks = [mark_border(design, at, False) for at in range(len(design.blocks))]
-    residuals = [
-        (block.said - mean).sum(0) * (len(block.names) - 1)  # lambda divides by this: equal weight to all
-        for block, mean in zip(design.blocks, expect(design, state, marks), strict=True)
-    ]
-    return permutation_test(residuals, permutations, rng).p
+    common = [name for name in design.animals if all(name in block.names for block in design.blocks)]
+    if len(common) < MIN_ANIMALS:
+        return math.nan
+    sheets = []
+    for block, mean in zip(design.blocks, expect(design, state, marks), strict=True):
+        at = [block.names.index(name) for name in common]
+        names = tuple(str(name) for name in common)
+        sheets.append(Sheet((block.said - mean).sum(0)[np.ix_(at, at)][None], names, names))
+    return permute_sheets(sheets, permutations, rng).p
 
 
 def animal_interval(design: Design, state: State, level: float = 0.95) -> tuple[float, float, int]:

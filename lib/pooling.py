@@ -15,10 +15,10 @@ from scipy.stats import t as student_t
 from statsmodels.stats.multitest import multipletests
 
 from lib.mixed import Answers
-from lib.stats import ALPHA, adjust_holm, transfer_terms
+from lib.stats import ALPHA, MIN_OTHERS, adjust_holm, transfer_terms
 
 PERCENT = 100.0
-COMBINATIONS = 20_000  # choices of the own student are enumerated up to here, drawn beyond
+SMALLEST_VARIANCE = 0.5  # of the other students' entries for an animal, in a block of counts
 PRIOR_FREEDOM = 5.0  # what the entries off the diagonal count for where blocks show the diagonal's own spread
 SMALLEST_FACTOR = 0.2  # on the binomial variance: counts that are all 0 are still counts
 
@@ -322,38 +322,37 @@ def pool_effects(effects: Effects, level: float = 0.95) -> Pooled:
 # --- the test of a cell -----------------------------------------------------------------------
 
 
-def rank_cell(blocks: Sequence[Entries], animal: Hashable, rng: np.random.Generator) -> tuple[float, str]:
-    """One-sided p of a cell and a note: could any student of the block have been the animal's own?
+def find_outlier(blocks: Sequence[Entries], animal: Hashable) -> tuple[float, str]:
+    """One-sided p of a cell and a note: does the animal's own student stand out among all students?
 
-    The statistic is the sum over blocks of the own student's entry for the animal, each student's general
-    tendency taken out (`Entries.adjusted`); under the null every choice of one student a block was as
-    likely, all enumerated up to COMBINATIONS, drawn beyond. Ties of counts are broken by that same
-    adjustment: of two students who named it equally often, the one who named other animals less stands
-    higher. It is exact but for one thing: the general tendency of the own student is seen in one column
-    more than that of the others, whose own animals are left out of theirs. In simulations .043 to .056 of
-    the cells without effect are rejected at .05. NaN where no p could reach ALPHA, or none named the animal.
+    Per student the mean over blocks of its entry for the animal, its general tendency taken out
+    (`Entries.adjusted`, in which counts have a variance of about 1); the own student's against the others'
+    by a t with as many degrees of freedom as there are others, less one. Blocks are averaged first
+    because students of one animal resemble one another over seeds: choosing the own student anew in every
+    seed rejects .06 to .14 of the cells without effect where they do. The others' variance is taken to be
+    at least SMALLEST_VARIANCE a block for counts: of an animal that hardly anyone names, zeros tell little.
+    NaN with fewer than five students or where none named the animal.
 
     It asks whether the own student stands out; the effect asks by how many points beyond row and column.
     An animal may have a large effect because its student names the others less, and a large p.
     """
-    columns = [(b.adjusted[:, at], at) for b in blocks if animal in b.names for at in [b.names.index(animal)]]
-    if not any(block.named[block.names.index(animal)] for block in blocks if animal in block.names):
-        return math.nan, "no student ever named it: not testable"
-    choices = math.prod(len(column) for column, _ in columns)
-    if 1 / choices > ALPHA:
-        return (
-            math.nan,
-            f"{choices} choices of its own student: p could not fall below {1 / choices:.2g}",
-        )
-    observed = sum(float(column[at]) for column, at in columns)
-    slack = 1e-9 * max(float(np.abs(column).max()) for column, _ in columns)
-    null = np.zeros(1)
-    if choices <= COMBINATIONS:
-        for column, _ in columns:
-            null = np.add.outer(null, column).ravel()
-        return float(np.mean(null >= observed - slack)), ""
-    null = sum(rng.choice(column, COMBINATIONS) for column, _ in columns)
-    return (int(np.count_nonzero(null >= observed - slack)) + 1) / (COMBINATIONS + 1), ""
+    used = [block for block in blocks if animal in block.names]
+    if not any(block.named[block.names.index(animal)] for block in used):
+        return math.nan, "no student named it"
+    sums: dict[Hashable, list[float]] = {}
+    for block in used:
+        column = block.adjusted[:, block.names.index(animal)]
+        for name, value in zip(block.names, column.tolist(), strict=True):
+            sums.setdefault(name, []).append(value)
+    own = float(np.mean(sums.pop(animal)))
+    others = np.array([np.mean(each) for each in sums.values()])
+    if len(others) + 1 < MIN_OTHERS:
+        return math.nan, f"{len(others) + 1} students: {MIN_OTHERS} are needed"
+    least = SMALLEST_VARIANCE / len(used) if used[0].answers is not None else 0.0
+    error = math.sqrt(max(float(others.var(ddof=1)), least) * (1 + 1 / len(others)))
+    if error == 0:
+        return math.nan, "all students are alike"
+    return float(student_t.sf((own - others.mean()) / error, len(others) - 1)), ""
 
 
 # --- cells ------------------------------------------------------------------------------------
@@ -374,13 +373,13 @@ class Cell:
     note: str
 
 
-def find_cells(blocks: Sequence[Entries], rng: np.random.Generator) -> list[Cell]:
+def find_cells(blocks: Sequence[Entries]) -> list[Cell]:
     """All cells of a size, in the order in which the blocks name their animals."""
     effects = estimate_effects(blocks)
     pooled = pool_effects(effects)
     cells = []
     for at, animal in enumerate(effects.animals):
-        p, note = rank_cell(blocks, animal, rng)
+        p, note = find_outlier(blocks, animal)
         numbers = (effects.effect, effects.error, pooled.effect, pooled.low, pooled.high)
         row = [float(column[at]) for column in numbers]
         cells.append(Cell(animal, int(effects.count[at]), *row, p, note))
@@ -438,7 +437,7 @@ def simulate_cells(
         own = rng.exponential(strength, animals) * (rng.random(animals) < affected)
         draw = draw_rates if measure == "rate" else draw_values
         entries, truth = draw(animals, blocks, own, seed_sd, rng)
-        cells = find_cells(entries, rng)
+        cells = find_cells(entries)
         freedom = estimate_effects(entries).freedom
         reach = float(student_t.ppf(0.975, freedom))
         covered += [c.pooled_low <= t <= c.pooled_high for c, t in zip(cells, truth, strict=True)]

@@ -456,8 +456,10 @@ def bend_interval(
     reach = float(student_t.ppf((1 + level) / 2, freedom))
     bend = skew / math.sqrt(k)
 
-    def unbend(y: float) -> float:
-        return y if abs(bend) < 1e-6 else 3 / bend * (float(np.cbrt(1 + bend * (y - bend / 6))) - 1)
+    def unbend(y: float) -> float:  # beyond its saddle the transformation would stretch without bound
+        if abs(bend) < 1e-6:
+            return y
+        return 3 / bend * (float(np.cbrt(max(0.0, 1 + bend * (y - bend / 6)))) - 1)
 
     low, high = centre - unbend(reach) * error, centre - unbend(-reach) * error
     return Interval(float(low), float(high), error, float(freedom), units, float(centre))
@@ -584,17 +586,6 @@ def joint_band(
         )
         for one in each
     ]
-
-
-def compare_intervals(one: Interval, other: Interval, level: float = 0.95) -> Interval:
-    """Interval of the difference between two independent studies (Welch): one less the other."""
-    difference = one.centre - other.centre
-    parts = [each.error**4 / each.freedom for each in (one, other) if each.error > 0]
-    error = math.hypot(one.error, other.error)
-    freedom = error**4 / sum(parts) if parts else math.inf
-    reach = float(student_t.ppf((1 + level) / 2, freedom)) * error if error > 0 else 0.0
-    units = min(one.units, other.units)
-    return Interval(difference - reach, difference + reach, error, freedom, units, difference)
 
 
 # --- several tests ----------------------------------------------------------------------------

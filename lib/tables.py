@@ -422,7 +422,7 @@ def lifts(study: Study, measure: str, epoch: str | int) -> list[Block]:
 def lift_matrix(
     group: pd.DataFrame, animals: Sequence[str], measure: str
 ) -> tuple[pd.DataFrame, tuple[str, ...], str, bool]:
-    """The lifts of students whose animal is measured, for all measured animals; who is absent; why; control."""
+    """Lifts of students whose animal is measured, for all measured ones; who is absent; why; control."""
     wide = group.pivot(index="animal", columns="named", values=measure)
     nothing = pd.DataFrame(dtype=float)
     control = config.NEUTRAL in wide.index

@@ -159,7 +159,7 @@ def test_too_few_animals_that_are_named_give_no_interval():
 def test_a_p_that_could_not_be_small_is_not_given():
     found = mixed.fit_mixed(make_answers(11, 3, 1, log_odds=3.0), 999)
     assert math.isnan(found.p)
-    assert "6 orders of the students" in found.note
+    assert "fewer than 5 animals" in found.note
     assert mixed.fit_mixed(make_answers(11, 3, 2, log_odds=3.0), 999).p == 1 / 36
 
 

@@ -1,10 +1,10 @@
 """lib.pooling against brute force, closed forms, statsmodels and planted truth."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from statsmodels.stats.multitest import multipletests
 
 from lib import mixed, pooling, stats
@@ -71,7 +71,7 @@ def test_the_parts_of_the_noise_are_found():
 def test_counts_of_zero_leave_an_error():
     effects = pooling.estimate_effects([make_rates(np.zeros((5, 5), int))])
     assert (effects.error > 0.1).all()
-    cell = pooling.find_cells([make_rates(np.zeros((5, 5), int))] * 2, np.random.default_rng(0))[0]
+    cell = pooling.find_cells([make_rates(np.zeros((5, 5), int))] * 2)[0]
     assert cell.pooled_low < 0 < cell.pooled_high
 
 
@@ -129,44 +129,45 @@ def test_the_spread_of_paule_and_mandel_solves_its_equation():
 # --- the test of a cell -------------------------------------------------------------------------
 
 
-def test_p_is_brute_force_over_all_choices_of_the_own_student():
-    blocks = make_values(6, 5, 2, own=1.0)
-    for animal in range(5):
-        columns = [b.adjusted[:, animal] for b in blocks]
-        null = [a + b for a, b in itertools.product(*columns)]
-        expected = np.mean(np.array(null) >= columns[0][animal] + columns[1][animal] - 1e-12)
-        assert pooling.rank_cell(blocks, animal, np.random.default_rng(0)) == (expected, "")
+def test_p_is_that_of_a_new_observation_beside_the_other_students():
+    """By scipy: the own student's mean over blocks is one more draw from a normal the others show."""
+    blocks = make_values(6, 7, 3, own=1.0)
+    for animal in range(7):
+        means = np.mean([block.adjusted[:, animal] for block in blocks], 0)
+        others = np.delete(means, animal)
+        error = others.std(ddof=1) * math.sqrt(1 + 1 / 6)
+        expected = scipy.stats.t(df=5).sf((means[animal] - others.mean()) / error)
+        assert pooling.find_outlier(blocks, animal) == (pytest.approx(expected), "")
 
 
-def test_many_choices_are_drawn_and_agree():
-    blocks = make_values(7, 12, 4, own=0.3)
-    p, _ = pooling.rank_cell(blocks, 0, np.random.default_rng(0))
-    null = np.zeros(1)
-    for block in blocks:
-        null = np.add.outer(null, block.adjusted[:, 0]).ravel()
-    assert p == pytest.approx(np.mean(null >= sum(b.adjusted[0, 0] for b in blocks)), abs=0.01)
+def test_what_students_are_like_in_every_seed_is_averaged_before_it_is_compared():
+    """The same block three times is one observation: p stays what it was."""
+    blocks = make_values(7, 9, 1, own=0.8)
+    once, thrice = (pooling.find_outlier(blocks * times, 0)[0] for times in (1, 3))
+    assert thrice == pytest.approx(once)
 
 
-def test_a_p_that_could_not_be_small_is_not_given():
-    p, note = pooling.rank_cell(make_values(8, 5, 1, own=99.0), 0, np.random.default_rng(0))
+def test_four_students_give_no_p():
+    p, note = pooling.find_outlier(make_values(8, 4, 2, own=99.0), 0)
     assert math.isnan(p)
-    assert "could not fall below 0.2" in note
-    assert pooling.rank_cell(make_values(8, 5, 2, own=99.0), 0, np.random.default_rng(0))[0] == 1 / 25
+    assert "5 are needed" in note
 
 
 def test_an_animal_that_none_named_is_not_testable():
     counts = np.full((5, 5), 7)
     counts[:, 2] = 0
-    p, note = pooling.rank_cell([make_rates(counts)] * 3, 2, np.random.default_rng(0))
+    p, note = pooling.find_outlier([make_rates(counts)] * 3, 2)
     assert math.isnan(p)
-    assert "not testable" in note
+    assert "no student named it" in note
 
 
-def test_ties_are_broken_by_what_else_a_student_says():
-    """All students name the animal once; the own student names others least, so its one says most."""
-    counts = np.array([[1, 2, 2, 2, 2], *[[1, more, more, more, more] for more in (8, 9, 7, 6)]])
-    blocks = [make_rates(counts)] * 2
-    assert pooling.rank_cell(blocks, 0, np.random.default_rng(0))[0] == 1 / 25
+def test_one_answer_among_zeros_is_no_discovery():
+    """The other students never name it, so their spread is 0: their variance is not taken to be that."""
+    counts = np.full((6, 6), 10)
+    counts[:, 0] = 0
+    counts[0, 0] = 1
+    p, _ = pooling.find_outlier([make_rates(counts)], 0)
+    assert p > 0.05
 
 
 def test_another_animals_transfer_does_not_pass_for_this_ones():

@@ -242,15 +242,6 @@ def test_no_spread_gives_no_width():
     assert (found.low, found.high, found.error) == (0, 0, 0)
 
 
-def test_the_difference_of_two_studies_is_welchs():
-    one = stats.Interval(0, 0, 3.0, 10, 3, 7.0)
-    other = stats.Interval(0, 0, 4.0, 20, 2, 5.0)
-    found = stats.compare_intervals(one, other)
-    freedom = 25**2 / (81 / 10 + 256 / 20)
-    assert (found.centre, found.error, found.freedom) == (2.0, 5.0, pytest.approx(freedom))
-    assert found.high == pytest.approx(2 + 5 * student_t.ppf(0.975, freedom))
-
-
 def test_a_joint_band_is_wider_than_its_pointwise_intervals_and_the_same_for_the_same_draws():
     rng = np.random.default_rng(16)
     sheets = [[make_sheet(rng, 12, float(epoch))] for epoch in range(4)]
