@@ -6,7 +6,7 @@ An import points down, or within a layer to the left, and reading and models nev
 2 models: placement unpacking downloads bases models examples fleet decoding preference sampling
   scheduling engine tracking teacher training evaluation pretraining hub
 1 pure: prompts world numbers grammar scoring stats mixed pooling simulation power scaling trend lawcheck
-  speed cards
+  calibration speed cards
 0 ground: errors paths config files provenance store progress
 """
 
