@@ -15,10 +15,10 @@ SMOLLM2 := .venv/.smollm2
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help study report bench smollm2 publish test lint format
+.PHONY: help study report bench calibrate smollm2 publish test lint format
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 study: $(READY) $(if $(filter smollm2%,$(STUDY)),$(SMOLLM2)) ## a whole study up to its report: STUDY=micro or any of params/, JOBS=chains at a time
 	@$(BIN)/python study.py $(STUDY) $(if $(JOBS),--jobs $(JOBS))
@@ -28,6 +28,9 @@ report: $(READY) ## analysis and report again, from the evaluations that are the
 
 bench: $(READY) ## speed of fine-tuning here, TRL beside the fleet: SIZES=64k,166k
 	@$(BIN)/python bench.py $(if $(SIZES),--sizes $(SIZES))
+
+calibrate: $(READY) ## do tests and intervals hold on simulated studies with a known truth: STUDIES=1000 JOBS=2
+	@OMP_NUM_THREADS=1 $(BIN)/python calibrate.py $(if $(STUDIES),--studies $(STUDIES)) $(if $(JOBS),--jobs $(JOBS))
 
 publish: $(READY) ## a study to the Hugging Face Hub: STUDY=micro WHAT=evaluations NAMESPACE=me DRY_RUN=1 WAIT=1 PUBLIC=1
 	@$(BIN)/python publish.py $(STUDY) $(if $(WHAT),--what $(WHAT)) \

@@ -158,6 +158,47 @@ def overview_table(
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
+# --- are seeds independent? -----------------------------------------------------------------------
+
+
+LIKENESS = ("size", "params", "pairs", "alike", "measure", "epoch")
+
+
+def likeness_table(study: Study, measure: str, epoch: str | int) -> pd.DataFrame:
+    """How alike students of one animal are in two seeds of one base, in what they say of other animals.
+
+    The correlation of the entries off the diagonal after row and column effects, mean over pairs of seeds;
+    0 where seeds are independent. More than that means that a teacher passes the same other things on every
+    time, or that datasets are shared: then another seed is not a whole new observation.
+    """
+    rows = []
+    for size, blocks in usable_blocks(study, measure, epoch).items():
+        found = [
+            correlate_blocks(one, other)
+            for at, one in enumerate(blocks)
+            for other in blocks[at + 1 :]
+            if one.label == other.label
+        ]
+        known = [each for each in found if not math.isnan(each)]
+        if known:
+            place = (size, blocks[0].params, len(known))
+            rows.append((*place, float(np.mean(known)), measure, blocks[0].epoch))
+    return pd.DataFrame(rows, columns=list(LIKENESS))
+
+
+def correlate_blocks(one: Block, other: Block) -> float:
+    """Correlation of two seeds' residuals off the diagonal, over the animals that both have."""
+    common = [name for name in one.matrix.index if name in other.matrix.index]
+    if len(common) < 4:
+        return math.nan
+    rest = [stats.pair_noise(each.matrix.loc[common, common].to_numpy()) for each in (one, other)]
+    off = ~np.eye(len(common), dtype=bool)
+    first, second = (each[off] for each in rest)
+    if not first.std() > 0 or not second.std() > 0:
+        return math.nan
+    return float(np.corrcoef(first, second)[0, 1])
+
+
 # --- over epochs and doses ----------------------------------------------------------------------
 
 
@@ -183,6 +224,13 @@ def band_epochs(study: Study, epochs: pd.DataFrame, seed: int = 0) -> pd.DataFra
             row = own.index[own.epoch.astype(int) == at]
             epochs.loc[row, ["band_low", "band_high"]] = [band.low, band.high]
     return epochs
+
+
+def curve_table(epochs: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The rows of one measure for a curve over epochs; empty where no size has two of them."""
+    own = epochs[epochs.measure == measure]
+    several = own.groupby("size")["epoch"].transform("nunique") > 1
+    return own[several].reset_index(drop=True)
 
 
 def same_students(study: Study, size: str, measure: str, epochs: Sequence[int]) -> dict[int, list[Block]]:
@@ -325,12 +373,20 @@ def count_answers(study: Study, blocks: Sequence[Block], epoch: str | int) -> in
     return max(1, round(float(np.median(counts))))
 
 
+def split_table(transfer: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """How lambda splits, for the sizes whose neutral students are there."""
+    own = transfer[(transfer.measure == measure) & transfer.own.notna()]
+    return own.assign(rest_low=math.nan, rest_high=math.nan).reset_index(drop=True)
+
+
 # --- beside other studies -----------------------------------------------------------------------
 
 
 def beside_table(transfer: pd.DataFrame, study: str, others: str, measure: str) -> pd.DataFrame:
-    """This study's sizes and those of other finished ones, which are read from their tables."""
+    """This study's sizes and those of other finished ones, read from their tables; empty with no others."""
     names = [name.strip() for name in others.split(",") if name.strip()]
+    if not names:
+        return pd.DataFrame(columns=[*transfer.columns, "study"])
     parts = [transfer[transfer.measure == measure].assign(study=study)]
     for name in names:
         path = paths.tables(name) / "transfer.csv"
@@ -351,7 +407,7 @@ def difference_table(beside: pd.DataFrame) -> pd.DataFrame:
     The studies are taken to be independent; the same animals in both make the error too large, the same
     datasets too small. No interval: the one that was tried covered .98 instead of .95 (Welch).
     """
-    first = beside.study.iloc[0]
+    first = beside.study.iloc[0] if len(beside) else ""
     records = beside.to_dict("records")
     here = {row["size"]: row for row in records if row["study"] == first}
     rows = [

@@ -380,6 +380,8 @@ class Analysis:
     seeds: str
     epoch: str
     measure: str = setting(choices=("logprob", "rate"))
+    beside: str = setting(unset="")
+    about: str = setting(unset="")
     permutations: int = setting(low=99)
     analysis_seed: int = setting(low=0, high=MAX_SEED)
 

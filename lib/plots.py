@@ -122,6 +122,11 @@ def draw(plot: Plot, table: pd.DataFrame, by: str | None = None, **options: obje
     return slide
 
 
+def draw_some(plot: Plot, table: pd.DataFrame, by: str | None = None, **options: object) -> Slide | None:
+    """One slide, or nothing at all where a study has no such data and need not have."""
+    return None if table.empty else draw(plot, table, by, **options)
+
+
 def draw_nothing(table: pd.DataFrame) -> Slide:
     """A slide that says there is nothing to draw: an empty table must not pass for an empty effect."""
     slide = Slide(figsize=INCHES, dpi=DPI)
@@ -148,10 +153,12 @@ def save_figure(fig: Figure, table: pd.DataFrame, folder: Path, name: str) -> li
     return [picture, numbers]
 
 
-def save_figures(folder: Path, **slides: Slide | Deck) -> list[Path]:
+def save_figures(folder: Path, **slides: Slide | Deck | None) -> list[Path]:
     """Save each slide under its argument's name; those of a deck have their own name behind it."""
     written = []
     for name, slide in slides.items():
+        if slide is None:
+            continue
         named: Mapping[str, Slide] = {name: slide} if isinstance(slide, Slide) else {
             f"{name}_{part}": each for part, each in slide.items()
         }  # fmt: skip
@@ -304,7 +311,7 @@ def draw_law(ax: Axes, band: pd.DataFrame, colour: str) -> None:
 def name_law(band: pd.DataFrame, colour: str) -> Line2D:
     """The legend's entry of a law."""
     known = band.ci_low.notna().any()
-    words = f"law: {band['size'].iloc[0]}, " + (
+    words = f"law: {band['size'].iloc[0]} (sizes weigh by precision), " + (
         "with its pointwise 95 % band" if known else "no band to be had"
     )
     return Line2D([], [], color=colour, lw=2.4, ls="-" if known else (0, (4, 2.5)), label=words)
@@ -470,6 +477,11 @@ def beside_figure(table: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Slide:
         )
     slide.table = table
     return slide
+
+
+def beside_some(table: pd.DataFrame) -> Slide | None:
+    """beside_figure, or nothing where no other study was asked for."""
+    return None if table.empty else beside_figure(table)
 
 
 def share_axis(table: pd.DataFrame) -> bool:

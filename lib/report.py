@@ -6,6 +6,8 @@ page forbids scripts and requests by itself. Must not compute anything that the 
 
 import html
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import bleach
@@ -16,6 +18,7 @@ from pygments.formatters import HtmlFormatter
 
 from lib import files
 from lib.errors import DamagedFile, MissingInput
+from lib.tables import UNITS
 
 # The reader's browser enforces this: whatever a page holds, it runs nothing and fetches nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -36,6 +39,8 @@ TAGS = (
     "i",
     "em",
     "strong",
+    "ul",
+    "li",
 )
 SPANS = ["class", "colspan", "rowspan"]
 BODY = """{%- extends 'basic/index.html.j2' -%}
@@ -124,10 +129,135 @@ def find_title(notebook: nbformat.NotebookNode) -> str:
 # --- the answer -------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Answer:
+    """Questions with sentences that answer them; text in a terminal, paragraphs and lists in a page."""
+
+    parts: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def __repr__(self) -> str:
+        return "\n\n".join(
+            "\n".join([question, *(f"- {said}" for said in answers)]) for question, answers in self.parts
+        )
+
+    def _repr_html_(self) -> str:
+        pages = []
+        for question, answers in self.parts:
+            rows = "".join(f"<li>{html.escape(said)}</li>" for said in answers)
+            pages.append(f"<p><b>{html.escape(question)}</b></p><ul>{rows}</ul>")
+        return "".join(pages)
+
+
+def answer_questions(
+    transfer: pd.DataFrame,
+    bases: pd.DataFrame,
+    odds: pd.DataFrame,
+    effects: pd.DataFrame,
+    likeness: pd.DataFrame,
+    findings: Sequence[str],
+    measure: str,
+    about: str = "",
+) -> Answer:
+    """Is there an effect, is it significant, how does it scale, what could undo it: in words and numbers."""
+    rows = transfer[transfer.measure == measure].sort_values("params")
+    return Answer(
+        (
+            ("Is there an effect?", tuple(say_effect(rows, measure))),
+            ("Is it significant?", tuple(say_tests(rows, odds, effects[effects.measure == measure]))),
+            ("How does it scale?", tuple(findings)),
+            (
+                "What could undo this?",
+                tuple(say_doubts(rows, bases[bases.measure == measure], likeness, about)),
+            ),
+        )
+    )
+
+
+def say_effect(rows: pd.DataFrame, measure: str) -> Iterator[str]:
+    """lambda of every size with its interval, and what it is made of where it is clear."""
+    unit = UNITS[measure]
+    for row in rows.to_dict("records"):
+        reach = (
+            f", 95 % interval {format_lambda(row['ci_low'])} to {format_lambda(row['ci_high'])}"
+            if not pd.isna(row["ci_low"])
+            else ", no interval"
+        )
+        yield (
+            f"{row['size']}: lambda {format_lambda(row['lambda'])} {unit}{reach} ({format_p(row['p'])}), "
+            f"over {count_students(row)}."
+        )
+    clear = rows[(rows.p_adjusted < 0.05) & rows.own.notna()]
+    for row in clear.to_dict("records"):
+        yield (
+            f"At {row['size']} that is {format_lambda(row['own'])} for a student's own animal, over what the "
+            f"neutral student says, less {format_lambda(-row['rest'])} for the other animals."
+        )
+
+
+def count_students(row: Mapping) -> str:
+    """`45 students (15 animals, 3 seeds, 1 base)`."""
+    counts = ((row["n_animals"], "animal"), (row["n_seeds"], "seed"), (row["n_bases"], "base"))
+    told = ", ".join(f"{int(n)} {name}{'s' * (n != 1)}" for n, name in counts)
+    return f"{int(row['n_students'])} students ({told})"
+
+
+def say_tests(rows: pd.DataFrame, odds: pd.DataFrame, effects: pd.DataFrame) -> Iterator[str]:
+    """Which sizes pass after Holm, whether the odds model agrees, how many cells stand out."""
+    tested = rows[rows.p_adjusted.notna()]
+    if tested.empty:
+        yield "No size has animals enough for a test."
+        return
+    passed = tested[tested.p_adjusted < 0.05]
+    names = ", ".join(f"{row['size']} ({row['p_adjusted']:.2g})" for row in passed.to_dict("records"))
+    yield (
+        "The test permutes which student is whose, the same way in every seed and base, and is adjusted over "
+        f"{len(tested)} sizes after Holm: {names or 'no size'} pass{'es' * (len(passed) < 2)} at .05."
+    )
+    for row in odds[~odds.verdict.str.startswith("Both")].to_dict("records"):
+        yield f"{row['size']}: {row['verdict']}"
+    agree = odds[odds.verdict.str.startswith("Both")]
+    if len(agree):
+        yield f"The mixed-effects logistic model agrees at {', '.join(agree['size'])}."
+    known = effects[effects.p.notna()]
+    if len(known):
+        yield (
+            f"Of {len(known)} cells (an animal at a size) that can be tested, "
+            f"{int((known.p_adjusted < 0.05).sum())} stand out after Holm over all of them, "
+            f"{int((known.q < 0.05).sum())} at a false discovery rate of .05."
+        )
+
+
+def say_doubts(rows: pd.DataFrame, bases: pd.DataFrame, likeness: pd.DataFrame, about: str) -> Iterator[str]:
+    """What is missing, what seeds share, what bases leave open, and what only the study's author knows."""
+    single = rows[rows.n_bases == 1]
+    if len(single):
+        yield (
+            f"{', '.join(single['size'])}: one base model each. p speaks of these bases; whether another "
+            "base of the size would do the same is not in these data."
+        )
+    several = rows[rows.n_bases > 1]["size"]
+    for size in several:
+        own = bases[bases["size"] == size]["lambda"]
+        low, high = format_lambda(own.min()), format_lambda(own.max())
+        yield f"{size}: lambda of its {len(own)} bases reaches from {low} to {high}."
+    if len(likeness):
+        told = ", ".join(f"{row['alike']:+.2f} at {row['size']}" for row in likeness.to_dict("records"))
+        yield (
+            "Students of one animal resemble one another over seeds in what they say of other animals "
+            f"(correlation {told}; 0 if seeds were independent). The test and the interval allow for it; a "
+            "further seed is worth less than its number says."
+        )
+    gaps = rows[rows.note.str.contains("without|left out|no neutral", regex=True)]
+    for row in gaps.to_dict("records"):
+        yield f"{row['size']}, missing: {row['note']}."
+    if about:
+        yield about
+
+
 def answer_line(transfer_table: pd.DataFrame, measure: str = "logprob") -> str:
     """The study's answer in one line: lambda and its p for each size, in one measure."""
     rows = transfer_table[transfer_table.measure == measure].sort_values("params")
-    unit = {"logprob": "nats", "rate": "percentage points"}[measure]
+    unit = UNITS[measure]
     parts = [
         f"{row['size']} {format_lambda(row['lambda'])} ({format_p(row.p)})" for _, row in rows.iterrows()
     ]
