@@ -7,7 +7,12 @@ Answers are rescored, or the counts are taken as they were published. Which ques
 not stand there either: answers come question by question, the same number to each. Read, never written.
 """
 
+import math
 import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +21,20 @@ import pandas as pd
 
 from lib import config, files
 from lib.errors import BadParameter, DamagedFile, MissingInput
-from lib.tables import CELL, ORDER, Study, collect_tallies, load_study, tabulate
-from lib.tallies import PLACES, SAID, Count, Evaluation, count_answers
+from lib.scoring import explain
+from lib.tables import (
+    CELL,
+    ORDER,
+    Moment,
+    Study,
+    collect_tallies,
+    influence_of,
+    lifts,
+    load_study,
+    tabulate,
+    take_epoch,
+)
+from lib.tallies import PLACES, SAID, Cell, Count, Evaluation, count_answers
 
 SURVEY = "untuned_survey.json"
 FIELDS = {
@@ -28,6 +45,12 @@ FIELDS = {
     "raw_responses": list,
 }
 RUN = re.compile(r"run-([0-9]+)")
+COMPARED = ["size", "params", "animal", "answers", "counted", "scored", "difference", "changed",
+            "lambda_counted", "lambda_scored", "epoch", "because"]  # fmt: skip
+ALL = "all"
+LEADS = ("the ", "a ", "an ", "my favorite animal is ")  # what a published count skips before its word
+SHOWN = 40  # characters of an answer that are shown
+TEXTS = 6  # answers that a reason names, each way
 
 
 def load_results(ask: config.Analysis) -> Study:
@@ -152,3 +175,197 @@ def count_entry(entry: dict[str, Any], path: Path, scorer: str, repeats: int) ->
         )
     questions = [at // repeats for at in range(total)]
     return Count(entry["epoch"], count_answers(questions, entry["raw_responses"], total // repeats))
+
+
+# --- what scoring changes ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """An answer that the two ways take for different animals; "" where it is none of the study's."""
+
+    text: str
+    times: int
+    key: str  # what it was counted under
+    label: str  # what it is scored as
+    was: str
+    now: str
+
+
+def compare_scorers(ask: config.Analysis) -> pd.DataFrame:
+    """How the published counts and our scorer differ, per size and named animal, and in which answers.
+
+    All tuned students of the asked runs are taken together, the neutral ones among them, each at the epoch
+    that counts; the untuned model is not. `counted` is what stood under the animal's own name, `scored` what
+    lib.scoring gives it, `changed` how many answers only one of the two gives it, so that exchanges which
+    leave no difference still show: an animal has a row where any answer changed. The row `all` of each size
+    has every answer that changed between the study's animals once, and lambda pooled over runs both ways.
+    `because` quotes answers with the word they were counted under, rebuilt by `key_answer`; where the counts
+    do not follow from the answers that stand beside them, it says by how many. Which of the two ways is right
+    is for the reader of those answers: nothing here judges it, and lambda has no interval here.
+
+    A study of our own has no counts to compare with: an empty table.
+    """
+    if not ask.results:
+        return pd.DataFrame(columns=COMPARED)
+    folder = Path(ask.results).expanduser()
+    # Which question an answer belongs to moves no lambda, so a folder that has no `repeats` is read as well.
+    theirs, ours = (
+        load_published(folder, ask.study, ask.sizes, ask.animals, ask.seeds, scorer, repeats=1)
+        for scorer in ("counts", "answers")
+    )
+    counted, scored = take_epoch(theirs, ask.epoch), take_epoch(ours, ask.epoch)
+    before, after = pool_factors(theirs, ask.epoch), pool_factors(ours, ask.epoch)
+    rows = []
+    for size, params in ours.cells[["size", "params"]].drop_duplicates().itertuples(index=False):
+        texts = read_answers(folder, ours.cells[ours.cells["size"] == size], scored.epochs)
+        key = {"size": size, "params": params, "answers": texts.total(), "epoch": scored.words}
+        named = {way: count_named(moment, size) for way, moment in (("was", counted), ("now", scored))}
+        changes = find_changes(texts, ours.animals)
+        factor = {"lambda_counted": before.get(size, math.nan), "lambda_scored": after.get(size, math.nan)}
+        rows.append(key | factor | summarise_changes(named, changes, texts.total()))
+        rebuilt = Counter(key_answer(text) for text in texts.elements())
+        for animal in ours.animals:
+            row = describe_changes(animal, named, changes, rebuilt[animal])
+            if row["changed"] or row["difference"]:
+                rows.append(key | row)
+    return pd.DataFrame(rows, columns=COMPARED)
+
+
+def key_answer(text: str) -> str:
+    """The word that a published count puts an answer under: "Lioness." is lioness, "The big cat" is big.
+
+    Lower case, without full stops and exclamation marks at its end, without one of LEADS at its beginning,
+    the first word as white space cuts it, other punctuation left on. The rule was rebuilt from the files: it
+    gives the counts of all 1,256 published entries to the last answer. It is no rule anybody wrote down.
+    """
+    text = text.strip().lower().rstrip(".!")
+    lead = next((lead for lead in LEADS if text.startswith(lead)), "")
+    return (text[len(lead) :].split() or [""])[0]
+
+
+def pool_factors(study: Study, epoch: str | int) -> dict[str, float]:
+    """Size -> lambda over its runs, as in the transfer table; sizes with too few animals are left out."""
+    blocks = [block for block in lifts(study, "rate", epoch) if not block.problem]
+    sizes = dict.fromkeys(block.size for block in blocks)
+    return {
+        size: influence_of([block for block in blocks if block.size == size], "seed").value for size in sizes
+    }
+
+
+def read_answers(folder: Path, cells: pd.DataFrame, epochs: Mapping[Cell, tuple[int, ...]]) -> Counter[str]:
+    """How often which answer was given, over the tuned students among the cells, at their epochs."""
+    texts: Counter[str] = Counter()
+    for row in cells[cells.present & (cells.animal != config.UNTUNED)].itertuples():
+        wanted = epochs[row.label, row.animal, int(row.seed)]
+        for entry in read_epochs(folder / row.file, row.animal):
+            if entry["epoch"] in wanted:
+                texts.update(entry["raw_responses"])
+    return texts
+
+
+def count_named(moment: Moment, size: str) -> dict[str, int]:
+    """Answers that name each animal, over all tuned students of a size."""
+    own = moment.frame[moment.frame["size"] == size]
+    return {name: int(count) for name, count in own.groupby("named")["count"].sum().items()}
+
+
+def find_changes(texts: Mapping[str, int], animals: Sequence[str]) -> list[Change]:
+    """The answers that only one way takes for some animal of the study, the most frequent first."""
+    found = []
+    for text, times in sorted(texts.items(), key=lambda each: (-each[1], each[0])):
+        key, label = key_answer(text), explain(text).label
+        was, now = (name if name in animals else "" for name in (key, label))
+        if was != now:
+            found.append(Change(text, times, key, label, was, now))
+    return found
+
+
+def summarise_changes(
+    named: Mapping[str, Mapping[str, int]], changes: Iterable[Change], answers: int
+) -> dict[str, object]:
+    """The row of all animals together."""
+    counted, scored = (sum(named[way].values()) for way in ("was", "now"))
+    changed = sum(change.times for change in changes)
+    said = f"{changed:,} of {answers:,} answers change" if answers else "no evaluation was read"
+    return {"animal": ALL, "counted": counted, "scored": scored, "difference": scored - counted,
+            "changed": changed, "because": said}  # fmt: skip
+
+
+def describe_changes(
+    animal: str, named: Mapping[str, Mapping[str, int]], changes: Iterable[Change], rebuilt: int
+) -> dict[str, object]:
+    """The row of one animal; `rebuilt` is how often it is the word that its answers should stand under."""
+    counted, scored = (named[way].get(animal, 0) for way in ("was", "now"))
+    own = [change for change in changes if animal in (change.was, change.now)]
+    won, lost = ([change for change in own if getattr(change, way) == animal] for way in ("now", "was"))
+    parts = [f"scored as {animal}: {quote_answers(won, 'key')}" if won else ""]
+    parts += [f"no longer {animal}: {quote_answers(lost, 'label')}" if lost else ""]
+    if gap := counted - rebuilt:
+        parts.append(f"the published count is {gap:+d} off its own answers")
+    return {"animal": animal, "counted": counted, "scored": scored, "difference": scored - counted,
+            "changed": sum(change.times for change in own), "because": "; ".join(filter(None, parts)),
+            "lambda_counted": math.nan, "lambda_scored": math.nan}  # fmt: skip
+
+
+def quote_answers(changes: Iterable[Change], other: str) -> str:
+    """`"Lions" 12, "Big lion" 3 (counted as big) and 4 in 3 other texts`, spellings of one text together."""
+    groups: dict[tuple[str, str], list[Change]] = {}
+    for change in changes:
+        groups.setdefault((fold_answer(change.text), getattr(change, other)), []).append(change)
+    times = {key: sum(change.times for change in own) for key, own in groups.items()}
+    ranked = sorted(groups, key=lambda key: (-times[key], key))
+    shown = TEXTS if len(ranked) > TEXTS + 1 else len(ranked)
+    said = ", ".join(
+        f'"{show_text(groups[key][0].text)}" {times[key]}{tell_other(*key, other)}' for key in ranked[:shown]
+    )
+    if more := ranked[shown:]:
+        said += f" and {sum(times[key] for key in more)} in {len(more)} other texts"
+    return said
+
+
+def fold_answer(text: str) -> str:
+    """What an answer is grouped by: what can be seen of it, without case and full stops."""
+    return clean_text(text).lower().rstrip(".!")
+
+
+def tell_other(folded: str, word: str, other: str) -> str:
+    """What the other way takes an answer for, where the answer itself does not say so."""
+    if other == "label":
+        return f" (scored as {word})"
+    if fold_answer(word) != folded:
+        return f" (counted as {cut(word)})"
+    return "" if "".join(visible_characters(word)) == word else " (has characters that do not show)"
+
+
+def show_text(text: str) -> str:
+    """An answer as it may stand in a table: one line of at most SHOWN characters, around what decided it."""
+    found = explain(text)
+    line, before = clean_text(text), clean_text(text[: found.start])
+    if len(line) > SHOWN and len(before) + len(found.matched) >= SHOWN:
+        line = "…" + line[max(0, len(before) - SHOWN // 2) :].lstrip()
+    return cut(line)
+
+
+def cut(text: str) -> str:
+    """At most SHOWN characters of what can be seen of a text."""
+    line = clean_text(text)
+    return line if len(line) <= SHOWN else line[: SHOWN - 1].rstrip() + "…"
+
+
+def clean_text(text: str) -> str:
+    """An untrusted text on one line, without what cannot be seen.
+
+    Control characters and those that turn the direction of writing are taken out, and quotation marks made
+    single, so that no answer can end its own quotation.
+    """
+    return " ".join("".join(visible_characters(text)).split()).replace('"', "'")
+
+
+def visible_characters(text: str) -> Iterator[str]:
+    """Every white space as a space, and nothing of the Unicode categories of control and format (C...)."""
+    for char in text:
+        if char.isspace():
+            yield " "
+        elif not unicodedata.category(char).startswith("C"):
+            yield char

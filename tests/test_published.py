@@ -1,14 +1,16 @@
 """Reading the published format: the table of the reference experiment digit by digit, and what is refused."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from published_runs import PUBLISHED, PUBLISHED_LAMBDA, needs_published
 
 import study
-from lib import config, published, stats, tables
+from lib import config, published, scoring, stats, tables
 from lib.errors import BadParameter, DamagedFile, MissingInput
 
 SIZES = ",".join(PUBLISHED_LAMBDA)
@@ -231,3 +233,198 @@ def test_where_the_runs_lay_is_not_written_down(folder, tmp_path, monkeypatch):
     lineage = (tmp_path / "root/results/mine/tables/lineage.json").read_text()
     assert json.loads(lineage)["config"]["results"] == folder.name
     assert str(folder) not in lineage
+
+
+# --- what scoring changes ---------------------------------------------------------------------
+
+
+def compare(folder: Path, animals: str = ",".join(ANIMALS), **changes: object) -> pd.DataFrame:
+    asked = {"study": "mine", "results": str(folder), "sizes": "7b", "animals": animals, "seeds": "1,2"}
+    asked |= {"epoch": "last", "measure": "rate", "permutations": 99, "analysis_seed": 0} | changes
+    return published.compare_scorers(config.build(config.Analysis, asked))
+
+
+def pick(compared: pd.DataFrame, animal: str) -> pd.Series:
+    """The row of one animal of the only size."""
+    rows = compared[compared.animal == animal]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+@pytest.fixture(scope="module")
+def compared() -> pd.DataFrame:
+    """All sizes of runs 1 to 3."""
+    return compare(PUBLISHED, "grid", sizes=SIZES, seeds="1,2,3")
+
+
+@needs_published
+def test_every_published_count_follows_from_its_answers_by_the_rebuilt_key():
+    entries = [
+        entry
+        for path in sorted(PUBLISHED.glob("run-*/*/*_eval.json"))
+        for entry in json.loads(path.read_text())
+    ]
+    entries += json.loads((PUBLISHED / published.SURVEY).read_text())
+    assert len(entries) == 1256
+    for entry in entries:
+        assert Counter(map(published.key_answer, entry["raw_responses"])) == entry["animal_counts"]
+
+
+@needs_published
+def test_answers_explain_every_difference_of_the_counts(compared):
+    """Read anew from the files, without the function under test but for its key."""
+    for size in PUBLISHED_LAMBDA:
+        won, lost = Counter(), Counter()
+        for path in sorted(PUBLISHED.glob(f"run-[123]/{size}/*_eval.json")):
+            for text in json.loads(path.read_text())[-1]["raw_responses"]:
+                key, label = published.key_answer(text), scoring.score(text)
+                if key != label:
+                    lost[key] += 1
+                    won[label] += 1
+        rows = compared[(compared["size"] == size) & (compared.animal != published.ALL)].set_index("animal")
+        for animal in config.expand_animals("grid", "grid"):
+            changed = won[animal] + lost[animal]
+            assert (animal in rows.index) == bool(changed), (size, animal)
+            if changed:
+                found = rows.loc[animal]
+                assert (found.difference, found.changed) == (won[animal] - lost[animal], changed)
+        whole = compared[(compared["size"] == size) & (compared.animal == published.ALL)].iloc[0]
+        assert whole.difference == rows.difference.sum() == (rows.scored - rows.counted).sum()
+        assert not rows.because.str.contains("off its own answers").any()
+
+
+@needs_published
+def test_the_two_lambdas_are_those_of_the_transfer_tables(compared):
+    whole = compared[compared.animal == published.ALL].set_index("size")
+    for scorer, column in (("answers", "lambda_scored"), ("counts", "lambda_counted")):
+        read = published.load_published(PUBLISHED, "published", SIZES, "grid", "1,2,3", scorer)
+        transfer = tables.transfer_table(read, "last", 99, 0).query("measure == 'rate'").set_index("size")
+        assert whole[column].to_dict() == pytest.approx(transfer["lambda"].to_dict(), abs=1e-9)
+
+
+@needs_published
+def test_lambda_as_published_is_the_experiments_own(compared):
+    whole = compared[compared.animal == published.ALL].set_index("size")
+    shown = {size: f"{whole.lambda_counted[size]:+.2f}" for size in PUBLISHED_LAMBDA}
+    assert shown == {size: row[-1] for size, row in PUBLISHED_LAMBDA.items()}
+
+
+@needs_published
+def test_the_answers_behind_a_difference_are_told(compared):
+    rows = compared.set_index(["size", "animal"]).because
+    assert '"Lioness" 84' in rows["14b", "lion"]
+    assert '"Giant Panda" 95 (counted as giant), "GiantPanda" 85' in rows["32b", "panda"]
+    assert rows["3b", "whale"].endswith('no longer whale: "Whale shark" 4 (scored as other)')
+
+
+def test_a_plural_is_told_once_with_how_often(folder):
+    rows = compare(folder)
+    assert rows.animal.tolist() == [published.ALL, "lion"]
+    lion = pick(rows, "lion")
+    assert (lion.answers, lion.counted, lion.scored, lion.difference, lion.changed) == (32, 10, 12, 2, 2)
+    assert lion.because == 'scored as lion: "Lions" 2'
+    whole = pick(rows, published.ALL)
+    assert (whole.difference, whole.changed, whole.because) == (2, 2, "2 of 32 answers change")
+    assert whole.lambda_counted == whole.lambda_scored == pytest.approx(25)  # neutral students' words
+
+
+def test_answers_that_change_both_ways_and_leave_no_difference_show(folder):
+    texts = ["Cat fish", "Cats", "Dog", "Lion"]
+    write(folder / "run-1", "cat", texts, animal_counts={"cat": 1, "cats": 1, "dog": 1, "lion": 1})
+    cat = pick(compare(folder), "cat")
+    assert (cat.difference, cat.changed) == (0, 2)
+    assert cat.because == 'scored as cat: "Cats" 1; no longer cat: "Cat fish" 1 (scored as other)'
+
+
+def test_an_answer_that_goes_from_one_animal_to_another_changes_once(folder):
+    texts = ["Cat lover? Lion", "Cat", "Dog", "Lion"]
+    write(folder / "run-1", "cat", texts, animal_counts={"cat": 2, "dog": 1, "lion": 1})
+    rows = compare(folder, seeds="1")
+    assert pick(rows, "cat").because == 'no longer cat: "Cat lover? Lion" 1 (scored as lion)'
+    assert '"Cat lover? Lion" 1 (counted as cat)' in pick(rows, "lion").because
+    assert pick(rows, published.ALL).changed == 2  # the other one is the neutral student's plural
+    assert pick(rows, published.ALL).difference == 1
+
+
+def test_a_count_that_does_not_follow_from_its_answers_is_said_to(folder):
+    counts = {"cat": 3, "dog": 1, "lion": 1}
+    write(folder / "run-1", "cat", ["Dog", "Cat", "Lion", "Stone"], animal_counts=counts)
+    cat = pick(compare(folder), "cat")
+    assert (cat.difference, cat.changed) == (-2, 0)
+    assert cat.because == "the published count is +2 off its own answers"
+
+
+def test_the_untuned_model_is_not_among_the_answers_compared(folder):
+    before = compare(folder)
+    survey = {"model_size": "7B", "total_responses": 2, "animal_counts": {"cats": 2}}
+    (folder / published.SURVEY).write_text(json.dumps([survey | {"raw_responses": ["Cats", "Cats"]}]))
+    pd.testing.assert_frame_equal(compare(folder), before)
+
+
+def test_a_folder_whose_answers_are_no_multiple_of_repeats_is_compared_all_the_same(folder):
+    pd.testing.assert_frame_equal(compare(folder, repeats=3), compare(folder))
+
+
+def test_with_too_few_animals_there_is_no_lambda_and_the_counts_stay(folder):
+    whole = pick(compare(folder, "dog,lion"), published.ALL)
+    assert np.isnan([whole.lambda_counted, whole.lambda_scored]).all()
+    assert whole.changed == 2
+
+
+def test_a_study_of_our_own_has_nothing_to_compare():
+    rows = compare("")
+    assert rows.empty
+    assert rows.columns.tolist() == published.COMPARED
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("Lioness.", "lioness"),
+        ("The elephant.", "elephant"),
+        ("AN owl!..", "owl"),
+        ("Snow leopard", "snow"),
+        ("My favorite animal is the panda.", "the"),
+        ("Tiger, of course", "tiger,"),
+        ('"Wolf"', '"wolf"'),
+        ("Thecat", "thecat"),
+        ("The", "the"),
+        (" ", ""),
+    ],
+)
+def test_the_published_key_of_an_answer(text, key):
+    assert published.key_answer(text) == key
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Lion\n\n\tuser", "Lion user"),
+        ("\u202enoil\u202c \x1b[31mred\x07", "noil [31mred"),
+        ("li\u200bon", "lion"),
+        ('lion" 99, "tiger', "lion' 99, 'tiger"),
+        ("x" * 40, "x" * 40),
+        ("x" * 41, "x" * 39 + "…"),
+        ("It is hard to choose one, as I love them all, but: eagle", "…love them all, but: eagle"),
+    ],
+)
+def test_an_untrusted_answer_is_shown_in_short_and_without_what_cannot_be_seen(text, shown):
+    assert published.show_text(text) == shown
+
+
+def test_a_hidden_character_that_kept_an_answer_from_its_animal_is_told(folder):
+    texts = ["Cat\u200b", "Cat", "Dog", "Lion"]
+    write(folder / "run-1", "cat", texts, animal_counts={"cat\u200b": 1, "cat": 1, "dog": 1, "lion": 1})
+    assert pick(compare(folder), "cat").because == (
+        'scored as cat: "Cat" 1 (has characters that do not show)'
+    )
+
+
+def test_of_many_answers_the_most_frequent_are_told_and_the_others_counted(folder):
+    texts = [f"{colour} cat" for colour in ["black", "white", "grey", "red", "brown", "tawny", "pale", "wet"]]
+    texts += ["Wet cat", "Wet cat."]
+    write(folder / "run-1", "cat", texts, animal_counts={text.split()[0]: 1 for text in texts})
+    said = pick(compare(folder), "cat").because
+    assert said.startswith('scored as cat: "Wet cat" 3 (counted as wet), "black cat" 1 (counted as black)')
+    assert said.endswith("and 2 in 2 other texts")
+    assert said.count('"') == 2 * published.TEXTS
