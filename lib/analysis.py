@@ -22,7 +22,6 @@ from lib.tables import (
     find_units,
     influence_of,
     lifts,
-    student_epochs,
     take_epoch,
 )
 
@@ -205,25 +204,41 @@ def correlate_blocks(one: Block, other: Block) -> float:
 def band_epochs(study: Study, epochs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """The table over epochs with bands that hold at all epochs of a size together (95 %).
 
-    Given where a size has two epochs or more with the same students, and stats.MIN_BAND animals.
+    Given where a size has two epochs or more with the same students, and stats.MIN_BAND animals. The
+    spread between bases is pooled over sizes at each epoch, as for the pointwise intervals.
     """
     epochs = epochs.assign(band_low=math.nan, band_high=math.nan)
-    both = [(m, s) for m, s in epochs[["measure", "size"]].drop_duplicates().itertuples(index=False)]
-    for measure, size in both:
-        own = epochs[(epochs.measure == measure) & (epochs["size"] == size)]
-        groups = same_students(study, size, measure, [int(at) for at in own.epoch])
-        if len(groups) < 2 or not stats.speaks_of_others(
-            [block.sheet for block in next(iter(groups.values()))], stats.MIN_BAND
-        ):
-            continue
-        unit, _ = find_units(list(groups.values()))
-        influences = [influence_of(blocks, unit) for blocks in groups.values()]
-        spread = stats.pool_units(influences[-1:]) if unit == "label" else None
-        rng = draws_of(measure, next(iter(groups.values())), seed)
-        for at, band in zip(groups, stats.joint_band(influences, rng, spread), strict=True):
-            row = own.index[own.epoch.astype(int) == at]
-            epochs.loc[row, ["band_low", "band_high"]] = [band.low, band.high]
+    for measure, table in epochs.groupby("measure", sort=False):
+        groups = {at: blocks_at(study, measure, at) for at in sorted(set(table.epoch.astype(int)))}
+        units = {at: find_units(list(own.values())) for at, own in groups.items() if own}
+        for size in dict.fromkeys(table["size"]):
+            own = same_students({at: blocks[size] for at, blocks in groups.items() if size in blocks})
+            if len(own) < 2 or not stats.speaks_of_others(
+                [block.sheet for block in next(iter(own.values()))], stats.MIN_BAND
+            ):
+                continue
+            influences = [influence_of(blocks, units[at][0]) for at, blocks in own.items()]
+            rng = draws_of(measure, next(iter(own.values())), seed)
+            bands = stats.joint_band(influences, rng, [units[at][1] for at in own])
+            for at, band in zip(own, bands, strict=True):
+                row = table.index[(table["size"] == size) & (table.epoch.astype(int) == at)]
+                epochs.loc[row, ["band_low", "band_high"]] = [band.low, band.high]
     return epochs
+
+
+def blocks_at(study: Study, measure: str, epoch: int) -> dict[str, list[Block]]:
+    """Size -> its blocks at one epoch, of the students that were evaluated there."""
+    there = study.frame[(study.frame.epoch == epoch) & (study.frame.animal != config.UNTUNED)]
+    return usable_blocks(dataclasses.replace(study, frame=there), measure, epoch)
+
+
+def same_students(groups: Mapping[int, list[Block]]) -> dict[int, list[Block]]:
+    """The epochs that have the same students as the last of them."""
+    if not groups:
+        return {}
+    members = {at: [(b.place, tuple(b.matrix.index)) for b in blocks] for at, blocks in groups.items()}
+    last = members[max(members)]
+    return {at: blocks for at, blocks in groups.items() if members[at] == last}
 
 
 def curve_table(epochs: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -231,33 +246,6 @@ def curve_table(epochs: pd.DataFrame, measure: str) -> pd.DataFrame:
     own = epochs[epochs.measure == measure]
     several = own.groupby("size")["epoch"].transform("nunique") > 1
     return own[several].reset_index(drop=True)
-
-
-def same_students(study: Study, size: str, measure: str, epochs: Sequence[int]) -> dict[int, list[Block]]:
-    """Epoch -> blocks of one size, over the epochs that have the same students as the last of them."""
-    found: dict[int, list[Block]] = {}
-    there = student_epochs(study)
-    narrow = dataclasses.replace(study, cells=study.cells[study.cells["size"] == size])
-    for at in epochs:
-        frame = study.frame[(study.frame.epoch == at) & (study.frame["size"] == size)]
-        if frame.empty or not any(at in own for own in there.values()):
-            continue
-        blocks = [
-            block
-            for block in lifts(dataclasses.replace(narrow, frame=frame), measure, at)
-            if not block.problem
-        ]
-        if blocks:
-            found[at] = blocks
-    if not found:
-        return {}
-    last = list(found.values())[-1]
-    members = [(block.place, tuple(block.matrix.index)) for block in last]
-    return {
-        at: blocks
-        for at, blocks in found.items()
-        if [(block.place, tuple(block.matrix.index)) for block in blocks] == members
-    }
 
 
 # --- cells ------------------------------------------------------------------------------------

@@ -198,16 +198,8 @@ def find_spread(
     study: Mapping[str, list[list[Drawn]]], case: Case, measure: str, part: str
 ) -> stats.Spread | None:
     """The spread between bases, pooled over sizes."""
-    groups = [usable(epochs[-1]) for epochs in study.values()]
-    return stats.pool_units(
-        [
-            stats.measure_influence(
-                [each.sheet(measure, True) for each in group], units_of(group, case), part
-            )
-            for group in groups
-            if group
-        ]
-    )
+    parts = [measure_part(epochs[-1], case, measure, part) for epochs in study.values()]
+    return stats.pool_units([each for each in parts if each is not None])
 
 
 def find_interval(
@@ -225,19 +217,33 @@ def check_bands(
 ) -> Iterator[Outcome]:
     """The band over epochs: does it hold the true lambda at all of them together?"""
     for measure in simulation.MEASURES:
+        parts = {size: [measure_part(one, case, measure) for one in own] for size, own in study.items()}
         for size, epochs in study.items():
-            drawn = [usable(each) for each in epochs]
-            sheets = [[one.sheet(measure) for one in each] for each in drawn]
-            if not stats.speaks_of_others(sheets[0], stats.MIN_BAND):
+            sheets = [each.sheet(measure) for each in usable(epochs[0])]
+            if not stats.speaks_of_others(sheets, stats.MIN_BAND):
                 continue
-            units = units_of(drawn[0], case)
-            influences = [stats.measure_influence(each, units) for each in sheets]
-            found = stats.joint_band(influences, rng)
+            spreads = None
+            if case.design.bases > 1:
+                spreads = [
+                    stats.pool_units([own[at] for own in parts.values() if own[at] is not None])
+                    for at in range(len(epochs))
+                ]
+            found = stats.joint_band([each for each in parts[size] if each is not None], rng, spreads)
             hits = [
                 one.low <= true[size, measure]["lambda"] <= one.high
                 for one, true in zip(found, truths, strict=True)
             ]
             yield Outcome("band over epochs", "coverage", measure, size, all(hits))
+
+
+def measure_part(
+    drawn: Sequence[Drawn], case: Case, measure: str, part: str = "lambda"
+) -> stats.Influence | None:
+    """What moves a statistic of one size at one epoch; None where no sheet has students enough."""
+    used = usable(drawn)
+    if not used:
+        return None
+    return stats.measure_influence([each.sheet(measure, True) for each in used], units_of(used, case), part)
 
 
 def scale_transfer(world: World, share: float) -> World:

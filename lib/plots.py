@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from lib import config, files
 from lib.errors import BadParameter
@@ -764,6 +765,7 @@ def effect_forest(table: pd.DataFrame, ax: Axes, limits: tuple[float, float] | N
         ax.set_title(f"{table['size'].iloc[0]}: {count}", fontsize=13)
         ax.set_xlabel(f"effect ({unit})", fontsize=10)
         ax.tick_params(axis="x", labelsize=10)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.slide_title = (
             "Transfer animal by animal: pooled effect with 95 % interval, filled where adjusted p < .05;\n"
             "grey: the animal alone ± 1.96 standard errors; dashed: λ of the size; one scale in all panels"

@@ -567,7 +567,7 @@ def recommend(sizes: Sizes, unit: str = "", prices: Prices | None = None, share:
     smallest = f"the smallest found with {GOAL:.0%} power is {now:.3g}{unit}"
     if math.isnan(now):
         smallest = f"no lambda is found with {GOAL:.0%} power"
-    start = f"Least certain is {size}: its lambda of {parts.value:+.2f}{unit} {power}, {smallest}."
+    start = f"Least certain is {size}: its lambda of {parts.value:+.3g}{unit} {power}, {smallest}."
     offers = compare_offers(parts, plan, prices, share)
     told = ", ".join(
         f"{o.detectable:.3g} with {MANY[o.what]} ({getattr(plan, o.what):.3g} to {o.number:.3g})"

@@ -547,7 +547,7 @@ def pool_units(groups: Sequence[Influence]) -> Spread | None:
 def joint_band(
     influences: Sequence[Influence],
     rng: np.random.Generator,
-    spread: Spread | None = None,
+    spreads: Sequence[Spread | None] | None = None,
     level: float = 0.95,
 ) -> list[Interval]:
     """Intervals of several statistics of the same sheets, say of all epochs, that hold together with `level`.
@@ -556,7 +556,8 @@ def joint_band(
     over the epochs give the two bounds, so that a few animals that carry everything widen the side that
     they should. What units and questions add is drawn from a normal with its degrees of freedom.
     """
-    each = [interval_of(influence, spread, level) for influence in influences]
+    spreads = spreads or [None] * len(influences)
+    each = [interval_of(*pair, level) for pair in zip(influences, spreads, strict=True)]
     errors = np.array([one.error for one in each])
     if not errors.any():
         return each
@@ -569,7 +570,7 @@ def joint_band(
         (parts**2).sum(1), 1e-300
     )  # variance over that of the sample
     units = max(1, influences[0].weights.size and len(set(influences[0].units)) - 1)
-    freedom = spread.freedom if spread is not None else units
+    freedom = spreads[-1].freedom if spreads[-1] is not None else units
     wave, chance = rng.normal(size=(BOOTSTRAPS, 1)), rng.chisquare(freedom, (BOOTSTRAPS, 1)) / freedom
     moved = sums / np.sqrt(k / (k - 1) * (parts**2).sum(1)) * np.sqrt(share) + np.sqrt(1 - share) * wave
     t = moved / np.sqrt(np.maximum(scale * share + chance * (1 - share), 1e-12))

@@ -240,7 +240,7 @@ def test_a_law_is_a_line_with_its_band_and_dashed_without_one(scaling):
         (ax,) = slide.axes
         lines = [line for line in ax.lines if np.isfinite(np.asarray(line.get_ydata(), float)).sum() == 9]
         assert [line.get_linestyle() for line in lines] == [style]
-        assert f"law: inverted-u, {said}" in words(slide)
+        assert f"law: inverted-u (sizes weigh by precision), {said}" in words(slide)
         render(slide)
 
 

@@ -258,7 +258,7 @@ def test_the_recommendation_follows_the_noise():
     asked = (power.Parts(0.5, answers=3000.0), PLAN)
     taught = (power.Parts(0.5, teacher=4.0), PLAN)
     first = power.recommend({"7b": quiet, "3b": asked}, "percentage points")
-    assert first.startswith("Least certain is 3b: its lambda of +0.50 percentage points")
+    assert first.startswith("Least certain is 3b: its lambda of +0.5 percentage points")
     assert "more questions at 3b" in first or "more answers to each question at 3b" in first
     assert "more animals at 3b" in power.recommend({"3b": taught, "7b": quiet})
 
