@@ -71,13 +71,11 @@ def test_terms_find_each_animal_by_itself():
         (np.array([[1, 2, 3], [4, np.nan, 6], [7, 8, 9.0]]), "not numbers"),
     ],
 )
-def test_unfit_blocks_are_refused_by_terms_test_and_interval(block, message):
+def test_unfit_blocks_are_refused_by_terms_and_test(block, message):
     with pytest.raises(ValueError, match=message):
         stats.transfer_terms(block)
     with pytest.raises(ValueError, match=message):
         stats.permutation_test([block], 100)
-    with pytest.raises(ValueError, match=message):
-        stats.transfer_interval([block], [list(range(len(block)))], [0])
 
 
 # --- permutation test -------------------------------------------------------------------------
@@ -168,81 +166,6 @@ def test_twenty_thousand_permutations_of_ten_blocks_take_less_than_a_second():
     start = time.perf_counter()
     stats.permutation_test(blocks, 20_000, rng)
     assert time.perf_counter() - start < 1
-
-
-# --- interval ---------------------------------------------------------------------------------
-
-
-def interval_of(blocks, units, spread=None):
-    return stats.transfer_interval(blocks, [list(range(len(b))) for b in blocks], units, spread)
-
-
-def test_the_jackknife_leaves_out_row_and_column_of_an_animal_in_every_block():
-    rng = np.random.default_rng(12)
-    blocks = [make_block(rng, 5), make_block(rng, 4)]
-    names = [list("abcde"), list("acde")]
-    left = []
-    for animal in "abcde":
-        keep = [[i for i, name in enumerate(own) if name != animal] for own in names]
-        left.append(stats.mean_factor([b[np.ix_(at, at)] for b, at in zip(blocks, keep, strict=True)]))
-    expected = 4 / 5 * np.sum((np.array(left) - np.mean(left)) ** 2)
-    assert stats.jackknife_variance(blocks, names) == pytest.approx(expected)
-
-
-def test_the_interval_does_not_depend_on_the_order_of_animals_or_blocks():
-    rng = np.random.default_rng(13)
-    blocks = [make_block(rng, 5), make_block(rng, 5)]
-    order = [3, 1, 4, 0, 2]
-    here = stats.transfer_interval(blocks, [list("abcde")] * 2, ["x", "y"])
-    turned = [blocks[1][np.ix_(order, order)], blocks[0][np.ix_(order, order)]]
-    there = stats.transfer_interval(turned, [["abcde"[i] for i in order]] * 2, ["y", "x"])
-    assert (there.low, there.high) == pytest.approx((here.low, here.high))
-
-
-def test_one_block_gives_an_interval_over_animals_alone():
-    interval = interval_of([make_block(np.random.default_rng(14), 8)], ["only"])
-    assert (interval.units, interval.freedom) == (1, 7)
-
-
-def test_seeds_of_one_base_count_as_one_unit():
-    rng = np.random.default_rng(15)
-    blocks = [make_block(rng, 6, transfer) for transfer in (1, 1, 5, 5)]
-    by_base, by_block = interval_of(blocks, ["a", "a", "b", "b"]), interval_of(blocks, range(4))
-    assert by_base.units == 2
-    assert by_base.high - by_base.low > by_block.high - by_block.low
-
-
-def test_pooled_spread_is_the_within_group_variance_of_unit_means():
-    blocks = {value: np.eye(4) * value for value in (1.0, 3.0, 10.0, 16.0)}
-    groups = [([blocks[1.0], blocks[3.0]], "ab"), ([blocks[10.0], blocks[16.0]], "ab"), ([blocks[1.0]], "a")]
-    spread = stats.pool_spread(groups)
-    assert (spread.variance, spread.freedom) == (pytest.approx((2**2 + 6**2) / 2 / 2), 2)
-    assert stats.pool_spread(groups[2:]) is None
-
-
-def test_a_pooled_spread_widens_the_interval_of_a_single_base():
-    block = make_block(np.random.default_rng(16), 10, 1.0)
-    alone, informed = interval_of([block], ["a"]), interval_of([block], ["a"], stats.Spread(4.0, 5))
-    assert informed.high - informed.low > alone.high - alone.low
-
-
-@pytest.mark.parametrize(
-    ("animals", "bases", "animal_sd", "base_sd"),
-    [(12, 2, 0.5, 0.3), (12, 2, 0.5, 0.0), (12, 2, 0.0, 0.3), (6, 5, 0.5, 0.3), (12, 1, 0.5, 0.0)],
-)
-def test_the_interval_covers_roughly_what_it_says(animals, bases, animal_sd, base_sd):
-    """Three sizes, animals and bases drawn at random: .88 to .99 for a nominal .95, no finer claim here."""
-    rng = np.random.default_rng(17)
-    hits = 0
-    for _ in range(250):
-        groups = []
-        for _ in range(3):
-            own = 1 + rng.normal(0, animal_sd, animals)
-            blocks = [make_block(rng, animals, own + rng.normal(0, base_sd), 0.5) for _ in range(bases)]
-            groups.append((blocks, range(bases)))
-        interval = interval_of(*groups[0], stats.pool_spread(groups))
-        hits += interval.low <= 1 <= interval.high
-    assert 0.88 <= hits / 250 <= 0.995
 
 
 # --- several tests ----------------------------------------------------------------------------
