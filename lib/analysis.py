@@ -6,6 +6,7 @@ the pure layer (stats, scaling, trend, mixed, pooling, power); here they meet a 
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -233,12 +234,14 @@ def blocks_at(study: Study, measure: str, epoch: int) -> dict[str, list[Block]]:
 
 
 def same_students(groups: Mapping[int, list[Block]]) -> dict[int, list[Block]]:
-    """The epochs that have the same students as the last of them."""
-    if not groups:
-        return {}
-    members = {at: [(b.place, tuple(b.matrix.index)) for b in blocks] for at, blocks in groups.items()}
-    last = members[max(members)]
-    return {at: blocks for at, blocks in groups.items() if members[at] == last}
+    """The epochs that have the same students as most epochs have; where two such sets tie, the later one.
+
+    One student that was not evaluated at the last epoch must not cost all the others their band.
+    """
+    members = {at: tuple((b.place, tuple(b.matrix.index)) for b in blocks) for at, blocks in groups.items()}
+    often = Counter(members.values())
+    usual = max(members, key=lambda at: (often[members[at]], at), default=None)
+    return {at: blocks for at, blocks in groups.items() if members[at] == members[usual]}
 
 
 def curve_table(epochs: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -338,7 +341,9 @@ def find_power(study: Study, measure: str, epoch: str | int) -> Power:
     """Variance components of every size, what the design finds with them, where the next hours go."""
     sizes = {}
     for size, blocks in usable_blocks(study, measure, epoch).items():
-        sheets = [block.sheet for block in blocks]
+        sheets = [
+            block.sheet if measure == "logprob" else share_sheet(study, block, epoch) for block in blocks
+        ]
         answers = 0 if measure == "logprob" else count_answers(study, blocks, epoch)
         sizes[size] = (power.estimate_parts(sheets, answers), power.plan_of(sheets, answers))
     if not sizes:
@@ -348,6 +353,16 @@ def find_power(study: Study, measure: str, epoch: str | int) -> Power:
         pd.DataFrame(power.needed_rows(sizes, measure)),
         power.recommend(sizes, UNITS[measure]),
     )
+
+
+def share_sheet(study: Study, block: Block, epoch: str | int) -> stats.Sheet:
+    """A block's shares of answers (%) and not its lifts: the noise of sampling is that of a share.
+
+    What the neutral student said moves no lambda, and would make every share look smaller than it is.
+    """
+    answers = answers_of(study, block, epoch)
+    weight = len(answers.said) / answers.answers.sum(0)  # as in tables.spread_questions
+    return dataclasses.replace(block.sheet, values=100 * answers.said * weight[:, None], named=answers.names)
 
 
 def count_answers(study: Study, blocks: Sequence[Block], epoch: str | int) -> int:
