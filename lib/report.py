@@ -12,6 +12,7 @@ from pathlib import Path
 
 import bleach
 import nbformat
+import numpy as np
 import pandas as pd
 from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
@@ -59,6 +60,7 @@ table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabu
 th, td { padding: .25rem .6rem; text-align: right; border: 0; white-space: nowrap;
          border-bottom: 1px solid #ddd; }
 thead th { border-bottom: 2px solid #888; }
+td.long { white-space: normal; min-width: 14rem; text-align: left; }
 .output_stderr { color: #8a4b00; }
 """
 PAGE = """<!DOCTYPE html>
@@ -148,6 +150,60 @@ class Answer:
         return "".join(pages)
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table to be read: three figures, no index, what is the same in every row said once below."""
+
+    frame: pd.DataFrame
+    rows: int = 200
+
+    def __repr__(self) -> str:
+        shown, same = self.parts()
+        return "\n".join(filter(None, [shown.to_string(index=False), same]))
+
+    def _repr_html_(self) -> str:
+        shown, same = self.parts()
+        head = "".join(f"<th>{html.escape(str(name))}</th>" for name in shown)
+        prose = [
+            any(len(text) > 30 for text in shown[name]) for name in shown
+        ]  # may wrap; numbers and names may not
+        body = "".join(
+            f"<tr>{''.join(write_cell(*pair) for pair in zip(row, prose, strict=True))}</tr>"
+            for row in shown.to_numpy().tolist()
+        )
+        page = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return page + (f"<p>{html.escape(same)}</p>" if same else "")
+
+    def parts(self) -> tuple[pd.DataFrame, str]:
+        """What is shown, and what is said below it."""
+        frame = self.frame.drop(columns="params", errors="ignore")
+        texts = frame.head(self.rows).map(write_value)
+        fixed = [name for name in texts if len(texts) > 1 and texts[name].nunique() == 1]
+        told = [f"{name} {texts[name].iloc[0]}" for name in fixed if texts[name].iloc[0]]
+        notes = [f"the same in every row: {', '.join(told)}"] if told else []
+        if len(frame) > self.rows:
+            notes.append(f"{len(frame) - self.rows:,} more rows in the CSV")
+        return texts.drop(columns=fixed), "; ".join(notes)
+
+
+def write_cell(text: str, prose: bool) -> str:
+    """A cell as HTML; its text is foreign."""
+    look = ' class="long"' if prose else ""
+    return f"<td{look}>{html.escape(text)}</td>"
+
+
+def write_value(value: object) -> str:
+    """Three figures for a number, nothing for one that is not known."""
+    if isinstance(value, bool | str | np.bool_):
+        return str(value)
+    if value is None or pd.isna(value):
+        return ""
+    if isinstance(value, int | np.integer):
+        return str(value)
+    number = float(value)
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:,.0f}"
+
+
 def answer_questions(
     transfer: pd.DataFrame,
     bases: pd.DataFrame,
@@ -155,6 +211,7 @@ def answer_questions(
     effects: pd.DataFrame,
     likeness: pd.DataFrame,
     findings: Sequence[str],
+    recommendation: str,
     measure: str,
     about: str = "",
 ) -> Answer:
@@ -169,6 +226,7 @@ def answer_questions(
                 "What could undo this?",
                 tuple(say_doubts(rows, bases[bases.measure == measure], likeness, about)),
             ),
+            ("Where should the next hours go?", (recommendation,)),
         )
     )
 

@@ -226,7 +226,7 @@ def test_a_band_that_misses_at_one_epoch_alone_misses():
     always = same_truth(0.0)
 
     def check(truths, monkey):
-        monkey.setattr(stats, "joint_band", lambda found, rng: [types.SimpleNamespace(low=-1, high=1)] * 5)
+        monkey.setattr(stats, "joint_band", lambda *_: [types.SimpleNamespace(low=-1, high=1)] * 5)
         return [each.hit for each in calibration.check_bands(study, CASE, truths, np.random.default_rng(0))]
 
     with pytest.MonkeyPatch.context() as monkey:

@@ -124,7 +124,7 @@ def test_the_analysis_becomes_one_page_without_a_request(executed):
     assert "http://" not in page
     assert "https://" not in page
     assert "<script" not in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 10
     assert "lambda by size (nats, epoch 2): 64k +" in page
 
 
