@@ -23,7 +23,7 @@ class World:
     popularity: float = -3.0  # mean over animals
     popularity_spread: float = 1.0
     question: float = 1.0  # question x animal, shared by all students
-    teacher: float = 0.3  # student's animal x animal, the same in every seed: what else a teacher passes on
+    teacher: float = 0.3  # student's animal x animal, in every seed of a base: what else a teacher passes on
     student: float = 0.5  # student x animal, anew in every seed
     answer: float = 1.0  # student x question x animal: answers to one question resemble one another
     transfer: float = 0.0  # mean strength over animals
@@ -111,17 +111,17 @@ def simulate_epochs(
     strengths = mix_strengths(world, shared, rng, share)
     fixed = rng.normal(world.popularity, world.popularity_spread, k)
     fixed = fixed + rng.normal(0, world.question, (design.questions, 1, k))
-    fixed = fixed + rng.normal(0, world.teacher, (k + 1, k))
     epochs: list[list[Drawn]] = [[] for _ in ramp]
     for base in range(design.bases):
         moved = strengths + rng.normal(0, world.transfer_base)
+        taught = fixed + rng.normal(0, world.teacher, (k + 1, k))
         for seed in range(design.seeds):
             own = moved * (1 + rng.normal(0, world.transfer_seed)) + rng.normal(0, world.transfer_student, k)
             lasting = draw_noise(world, design, rng)
             for at, grown in enumerate(ramp):
                 fresh = draw_noise(world, design, rng) if len(ramp) > 1 else lasting
                 mixed = np.sqrt(STAYS) * lasting + np.sqrt(1 - STAYS) * fresh if len(ramp) > 1 else lasting
-                odds = fixed + mixed
+                odds = taught + mixed
                 odds[:, np.arange(k), np.arange(k)] += grown * own
                 epochs[at].append(draw_answers(odds, design, rng, base, seed))
     there = draw_present(len(epochs[0]), design, rng)
