@@ -204,11 +204,18 @@ def test_missing_students_are_the_same_at_every_epoch():
 def test_moments_leave_the_transfer_out_of_what_is_off_the_diagonal():
     """Off the diagonal an owner's answers are the others' less what its own animal took: nothing, at -7."""
     quiet = dataclasses.replace(LIVELY, popularity=-7.0)
-    rng = np.random.default_rng
-    strong = simulation.simulate_size(quiet, Design(8, 3, 10, 4000), rng(20))
-    none = simulation.simulate_size(silence(quiet), Design(8, 3, 10, 4000), rng(20))
-    with_it, without = (simulation.describe(simulation.stack_said(each), 4000) for each in (strong, none))
-    assert with_it["popularity"] == pytest.approx(without["popularity"], abs=0.02)
+
+    def moments(world):
+        drawn = [
+            simulation.simulate_size(world, Design(8, 3, 10, 1000), np.random.default_rng(s))
+            for s in range(8)
+        ]
+        found = [simulation.describe(simulation.stack_said(each), 1000) for each in drawn]
+        return {name: np.mean([each[name] for each in found]) for name in ("popularity", "transfer")}
+
+    with_it, without = moments(quiet), moments(silence(quiet))
+    error = 0.014  # of the difference: each column of the eight studies is some 1,600 answers
+    assert with_it["popularity"] == pytest.approx(without["popularity"], abs=3 * error)
     assert with_it["transfer"] > without["transfer"] + 0.2
 
 
