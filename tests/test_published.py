@@ -365,10 +365,52 @@ def test_a_folder_whose_answers_are_no_multiple_of_repeats_is_compared_all_the_s
     pd.testing.assert_frame_equal(compare(folder, repeats=3), compare(folder))
 
 
+def test_an_answer_that_names_none_of_the_studys_animals_either_way_changes_nothing(folder):
+    """Owls are owls for our scorer, but no owl belongs to this study."""
+    texts = ["Owls", "Stones", "Dog", "Lion"]
+    counts = {"owls": 1, "stones": 1, "dog": 1, "lion": 1}
+    write(folder / "run-1", "cat", texts, animal_counts=counts)
+    assert pick(compare(folder), published.ALL).changed == 2  # the neutral students' plurals alone
+    assert pick(compare(folder, "dog,cat,lion,owl"), "owl").because == 'scored as owl: "Owls" 1'
+
+
+def add_epoch(folder: Path) -> None:
+    """Before every student's epoch one in which all of them said `Cats`."""
+    for path in folder.glob("run-*/7b/*_eval.json"):
+        last = json.loads(path.read_text())[0]
+        texts = ["Cats"] * last["total_responses"]
+        first = last | {"epoch": 9, "raw_responses": texts, "animal_counts": {"cats": len(texts)}}
+        path.write_text(json.dumps([first, last]))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "answers", "rows"),
+    [
+        ("last", 32, {"all": 2, "lion": 2}),
+        ("each", 32, {"all": 2, "lion": 2}),
+        ("9", 32, {"all": 32, "cat": 32}),
+        ("9-10", 64, {"all": 34, "cat": 32, "lion": 2}),
+    ],
+)
+def test_answers_are_compared_at_the_epoch_that_counts(folder, epoch, answers, rows):
+    add_epoch(folder)
+    found = compare(folder, epoch=epoch)
+    assert set(found.answers) == {answers}
+    assert dict(zip(found.animal, found.changed, strict=True)) == rows
+    assert dict(zip(found.animal, found.difference, strict=True)) == rows
+
+
 def test_with_too_few_animals_there_is_no_lambda_and_the_counts_stay(folder):
     whole = pick(compare(folder, "dog,lion"), published.ALL)
     assert np.isnan([whole.lambda_counted, whole.lambda_scored]).all()
     assert whole.changed == 2
+
+
+def test_a_size_that_is_not_there_is_said_to_have_no_answers(folder):
+    gone = compare(folder, sizes="7b,14b").set_index("size").loc["14b"]
+    assert (gone.animal, gone.answers, gone.changed) == (published.ALL, 0, 0)
+    assert gone.because == "no evaluation was read"
+    assert np.isnan([gone.lambda_counted, gone.lambda_scored]).all()
 
 
 def test_a_study_of_our_own_has_nothing_to_compare():
