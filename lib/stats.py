@@ -471,7 +471,8 @@ def joint_band(
 
     A studentised bootstrap over animals, each drawn with all it has at every epoch: the lowest and highest t
     over the epochs give the two bounds, so that a few animals that carry everything widen the side that
-    they should. What units and questions add is drawn from a normal with its degrees of freedom.
+    they should. What units and questions add is drawn from a normal with its degrees of freedom. A band is
+    nowhere narrower than the pointwise interval.
     """
     spreads = spreads or [None] * len(influences)
     each = [interval_of(*pair, level) for pair in zip(influences, spreads, strict=True)]
@@ -495,8 +496,8 @@ def joint_band(
     high = float(np.quantile(t.max(1), (1 + level) / 2))
     return [
         Interval(
-            one.centre - high * one.error,
-            one.centre - low * one.error,
+            min(one.low, one.centre - high * one.error),
+            max(one.high, one.centre - low * one.error),
             one.error,
             one.freedom,
             one.units,
