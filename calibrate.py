@@ -99,7 +99,9 @@ def simulate_chunk(case_at: int, chunk: int, seed: int) -> list[Outcome]:
 
 def truths_file(case_at: int, seed: int) -> Path:
     """Where the true values of a case lie: of these worlds and this seed."""
-    key = files.hash_object([WORLDS.read_text(encoding="utf-8"), seed, calibration.DRAWS])[:12]
+    source = files.hash_file(Path(simulation.__file__))
+    asked = [repr(CASES[case_at]), calibration.RAMP, calibration.BASE_SHARE, calibration.DRAWS]
+    key = files.hash_object([WORLDS.read_text(encoding="utf-8"), seed, source, *asked])[:12]
     return work_folder() / f"truths-{case_at}-{key}.json"
 
 
@@ -186,7 +188,7 @@ def gather(studies: int, seed: int) -> pd.DataFrame:
             for what, kind, measure, size, reference, hits, count in files.read_json(
                 piece_file(at, chunk, seed)
             ):
-                sizes = {"all"} if kind == "weight" else {"all", size}
+                sizes = ("all",) if kind == "weight" else tuple(dict.fromkeys(("all", size)))
                 for each in sizes:
                     total = totals[case.name, what, kind, measure, each, reference]
                     total[0] += hits
@@ -195,13 +197,12 @@ def gather(studies: int, seed: int) -> pd.DataFrame:
                     weight = totals[case.name, what, "weight sum", measure, "all", reference]
                     weight[0] += float(size) * count
                     weight[1] += count
-    rows = [make_row(key, *total, totals, studies) for key, total in totals.items() if key[2] != "weight sum"]
+    done = -(-studies // CHUNK) * CHUNK
+    rows = [make_row(key, *total, totals, done) for key, total in totals.items() if key[2] != "weight sum"]
     table = pd.DataFrame(rows)
     order = {case.name: at for at, case in enumerate(CASES)}
-    return table.sort_values(
-        ["kind", "what", "measure", "design"], key=lambda c: c.map(order) if c.name == "design" else c,
-        kind="stable", ignore_index=True,
-    )  # fmt: skip
+    by = ["kind", "what", "measure", "design", "size"]
+    return table.sort_values(by, key=lambda c: c.map(order) if c.name == "design" else c, ignore_index=True)
 
 
 def make_row(

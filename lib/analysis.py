@@ -262,11 +262,12 @@ def effects_table(study: Study, measures: Sequence[str], epoch: str | int, seed:
     """One row per size and animal: its own excess, pooled with the size's others, its p over all cells."""
     parts = []
     for measure in measures:
-        rows = []
+        rows, strict = [], []
         for size, blocks in usable_blocks(study, measure, epoch).items():
             entries = [enter(study, block, epoch) for block in blocks]
             value = influence_of(blocks, "seed").value
             for cell in pooling.find_cells(entries):
+                strict.append(cell.strict)
                 rows.append(
                     (size, blocks[0].params, cell.animal, cell.blocks, cell.effect, cell.error, cell.pooled,
                      cell.pooled_low, cell.pooled_high, cell.p, math.nan, math.nan, value, measure,
@@ -274,7 +275,7 @@ def effects_table(study: Study, measures: Sequence[str], epoch: str | int, seed:
                 )  # fmt: skip
         part = pd.DataFrame(rows, columns=list(EFFECTS))
         if len(part):
-            part["p_adjusted"], part["q"] = pooling.adjust_cells(part.p)
+            part["p_adjusted"], part["q"] = pooling.adjust_cells(strict)
             parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(EFFECTS))
 
@@ -303,24 +304,32 @@ def answers_of(study: Study, block: Block, epoch: str | int) -> mixed.Answers:
 # --- the odds model ---------------------------------------------------------------------------
 
 
-MIXED = ("size", "params", "log_odds", "odds_ratio", "low", "high", "p", "sd_student", "sd_animal",
-         "sd_question", "converged", "verdict", "epoch", "note")  # fmt: skip
+MIXED = ("size", "params", "log_odds", "odds_ratio", "low", "high", "p", "p_adjusted", "sd_student",
+         "sd_animal", "sd_question", "converged", "verdict", "epoch", "note")  # fmt: skip
 
 
 def mixed_table(
     study: Study, transfer: pd.DataFrame, epoch: str | int, permutations: int, seed: int = 0
 ) -> pd.DataFrame:
-    """The mixed-effects logistic model beside lambda, one row per size, and a verdict where they differ."""
+    """The mixed-effects logistic model beside lambda, by size; verdicts on p that are adjusted over sizes."""
+    groups = usable_blocks(study, "rate", epoch)
+    fits = {
+        size: mixed.fit_mixed(
+            [answers_of(study, block, epoch) for block in blocks],
+            permutations,
+            draws_of("odds", blocks, seed),
+        )
+        for size, blocks in groups.items()
+    }
+    adjusted = stats.adjust_holm([each.p for each in fits.values()])
+    known = transfer[transfer.measure == "rate"].set_index("size").p_adjusted
     rows = []
-    known = transfer[transfer.measure == "rate"].set_index("size").p
-    for size, blocks in usable_blocks(study, "rate", epoch).items():
-        answers = [answers_of(study, block, epoch) for block in blocks]
-        found = mixed.fit_mixed(answers, permutations, draws_of("odds", blocks, seed))
-        sd = found.sd
+    for (size, found), p in zip(fits.items(), adjusted.tolist(), strict=True):
+        said = mixed.verdict(known.get(size, math.nan), dataclasses.replace(found, p=p))
         rows.append(
-            (size, blocks[0].params, found.log_odds, found.odds_ratio, found.low, found.high, found.p,
-             sd["student x named"], sd["target animal"], sd["question x named"], found.converged,
-             mixed.verdict(known.get(size, math.nan), found), blocks[0].epoch, found.note)
+            (size, groups[size][0].params, found.log_odds, found.odds_ratio, found.low, found.high, found.p,
+             p, found.sd["student x named"], found.sd["target animal"], found.sd["question x named"],
+             found.converged, said, groups[size][0].epoch, found.note)
         )  # fmt: skip
     return pd.DataFrame(rows, columns=list(MIXED))
 

@@ -21,6 +21,7 @@ PERMUTATIONS = 499
 RAMP = (0.3, 0.6, 0.8, 0.9, 1.0)  # how transfer grows over the epochs of a simulated study
 DRAWS = 6000  # of students and questions, for true values
 SHARE = 0.5  # of the variance of an animal's strength that all sizes have in common
+TEACHER = 0.5  # of simulated cells: what students of one animal share in all seeds, in log-odds
 REPORTED = ("lambda", "own")  # `rest` is the difference of the two and has no interval of its own
 KINDS = {"type I": (0.035, 0.065), "coverage": (0.93, 0.97), "family": (0.0, 0.065)}
 
@@ -165,7 +166,7 @@ def cluster_cells(drawn: Drawn) -> float:
     share = drawn.said.sum(0) / (drawn.answers * len(drawn.said))
     lifts = np.array([share[at, at] - share[-1, at] for at in np.flatnonzero(drawn.present)])
     spread = lifts.std(ddof=1)
-    return float(norm.sf(lifts.mean() / spread * math.sqrt(len(lifts)))) if spread > 0 else math.nan
+    return float(norm.sf(lifts.mean() / spread * math.sqrt(len(lifts)))) if spread > 1e-12 else math.nan
 
 
 def check_intervals(
@@ -285,14 +286,20 @@ def gather_points(study: Mapping[str, list[list[Drawn]]], measure: str) -> scali
 
 
 def check_cells(study: Mapping[str, list[list[Drawn]]], rng: np.random.Generator) -> Iterator[Outcome]:
-    """p of every cell, in a study in which nothing travels."""
-    for size, epochs in study.items():
-        drawn = usable(epochs[-1])
-        for measure in simulation.MEASURES:
-            entries = [enter(each, measure) for each in drawn]
+    """p of every cell, and Holm's and the false discovery rate over all, where nothing travels."""
+    for measure in simulation.MEASURES:
+        strict = []
+        for size, epochs in study.items():
+            entries = [enter(each, measure) for each in usable(epochs[-1])]
             for cell in pooling.find_cells(entries) if entries else ():
+                strict.append(cell.strict)
                 if not math.isnan(cell.p):
                     yield Outcome("p of a cell", "type I", measure, size, cell.p <= ALPHA)
+        for what, adjusted in zip(("Holm", "FDR"), pooling.adjust_cells(strict), strict=True):
+            if not np.isnan(adjusted).all():
+                yield Outcome(
+                    f"any cell after {what}", "family", measure, "all", bool((adjusted <= ALPHA).any())
+                )
 
 
 def enter(drawn: Drawn, measure: str) -> pooling.Entries:
@@ -314,9 +321,9 @@ def answer(drawn: Drawn) -> mixed.Answers:
 def check_mixed(study: Mapping[str, list[list[Drawn]]], rng: np.random.Generator) -> Iterator[Outcome]:
     """p of the mixed-effects logistic model at one size, in a study in which nothing travels."""
     size = str(rng.choice(list(study)))
-    drawn = usable(study[size][-1])
-    if drawn:
-        p = mixed.fit_mixed([answer(each) for each in drawn], PERMUTATIONS, rng).p
+    answers = [answer(each) for each in usable(study[size][-1])]
+    if answers and any(each.said.any() for each in answers):
+        p = mixed.permute_score(mixed.lay_out(answers), PERMUTATIONS, rng)
         if not math.isnan(p):
             yield Outcome("p of the logistic model", "type I", "rate", size, p <= ALPHA)
 
@@ -325,11 +332,11 @@ def check_models(case: Case, rng: np.random.Generator) -> Iterator[Outcome]:
     """Coverage of the logistic model's interval and of pooled cells, in studies of their own kind."""
     seeds = case.design.seeds * case.design.bases
     if not case.design.missing:
-        found = mixed.simulate_mixed(case.design.animals, seeds, 1, rng, 1.0, 0.5, 99)
+        found = mixed.simulate_mixed(case.design.animals, seeds, 1, rng, 1.0, 0.5, 0)
         if found["given"]:
             yield Outcome("interval of the logistic model", "coverage", "rate", "all", found["coverage"] > 0)
         for measure in simulation.MEASURES:
-            cells = pooling.simulate_cells(case.design.animals, seeds, 1, rng, measure)
+            cells = pooling.simulate_cells(case.design.animals, seeds, 1, rng, measure, teacher_sd=TEACHER)
             held = round(cells.coverage * case.design.animals)
             for at in range(case.design.animals):
                 yield Outcome("pooled interval of a cell", "coverage", measure, "all", at < held)

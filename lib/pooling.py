@@ -5,6 +5,7 @@ A cell's effect is its animal's own diagonal excess (lib.stats.transfer_terms), 
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from scipy.stats import t as student_t
 from statsmodels.stats.multitest import multipletests
 
 from lib.mixed import Answers
-from lib.stats import ALPHA, MIN_OTHERS, adjust_holm, transfer_terms
+from lib.stats import ALPHA, MIN_OTHERS, adjust_holm, pair_noise, transfer_terms
 
 PERCENT = 100.0
-SMALLEST_VARIANCE = 0.5  # of the other students' entries for an animal, in a block of counts
+# What the other students' entries for an animal vary by at least, in a block of counts: zeros tell little.
+# The larger one is for p that are adjusted over many cells, whose far tails a t of these entries is too light
+# for: with the smaller, some cell of seven silent sizes passed Holm in .13 of the studies.
+SMALLEST_VARIANCE, STRICT_VARIANCE = 0.12, 0.6
 PRIOR_FREEDOM = 5.0  # what the entries off the diagonal count for where blocks show the diagonal's own spread
 SMALLEST_FACTOR = 0.2  # on the binomial variance: counts that are all 0 are still counts
 
@@ -94,7 +98,7 @@ def rest_of(k: int) -> np.ndarray:
 
 
 def adjust_rates(counts: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Anscombe's residuals from what a student would say who differs from the others in all animals alike.
+    """Log ratios to what a student would say who differs from the others in all animals alike.
 
     A student that names its own animal more often has fewer answers left for all others, in proportion:
     the row effect of a rate is a factor. It is taken from the columns that are neither the animal in
@@ -108,7 +112,7 @@ def adjust_rates(counts: np.ndarray, answers: np.ndarray) -> np.ndarray:
     factor = (said + 0.5) / (usual + 0.5)
     share = counts.sum(0) / answers.sum()
     mean = share * answers[:, None] * factor
-    return 2 * (np.sqrt(counts + 3 / 8) - np.sqrt(mean + 3 / 8))
+    return np.log((counts + 0.5) / (mean + 0.5))
 
 
 def adjust_values(matrix: np.ndarray) -> np.ndarray:
@@ -206,13 +210,34 @@ def fit_noise(blocks: Sequence[Entries]) -> tuple[np.ndarray, float]:
     return factors, freedom
 
 
+def likeness(blocks: Sequence[Entries]) -> float:
+    """Correlation of two blocks' entries off the diagonal, row and column effects out, mean over pairs.
+
+    Less one standard error of it, and at least 0: the positive part of chance would widen every error.
+    """
+    found, entries = [], 0
+    for one, other in itertools.combinations(blocks, 2):
+        common = [name for name in one.names if name in other.names]
+        off = ~np.eye(len(common), dtype=bool)
+        pair = []
+        for block in (one, other):
+            at = [block.names.index(name) for name in common]
+            pair.append(pair_noise(block.adjusted[np.ix_(at, at)])[off])
+        if len(common) > 3 and min(each.std() for each in pair) > 0:
+            found.append(float(np.corrcoef(*pair)[0, 1]))
+            entries += int(off.sum())
+    return max(0.0, float(np.mean(found)) - 1 / math.sqrt(entries)) if found else 0.0
+
+
 def estimate_effects(blocks: Sequence[Entries]) -> Effects:
     """Each animal's diagonal excess averaged over the blocks that have it, and its standard error.
 
     The variance of a term is what `noise` makes of it, by factors that come from two sources:
     the entries off the diagonal (students' differences in animals that are not theirs), and the spread of
     an animal's terms over blocks, pooled over the animals of the size; where blocks repeat, the second
-    counts by its degrees of freedom and the first as PRIOR_FREEDOM. With a single block the spread of an
+    counts by its degrees of freedom and the first as PRIOR_FREEDOM. As far as students of one animal resemble
+    one another over blocks in what they say of other animals (`likeness`), blocks are no repeats of each
+    other, and the variance of their mean falls by that much less. With a single block the spread of an
     effect between seeds cannot be seen: the error is then that of this block's answers and students alone.
     """
     if not blocks:
@@ -227,11 +252,12 @@ def estimate_effects(blocks: Sequence[Entries]) -> Effects:
         model[at, places] = (weigh_terms(len(places)) ** 2 * variance).sum((1, 2))
     count = (~np.isnan(terms)).sum(0)
     effect, usual = np.nanmean(terms, 0), np.nanmean(model, 0) / count
-    scale, repeats = 1.0, float((count - 1).sum())
+    scale, repeats, alike = 1.0, float((count - 1).sum()), min(likeness(blocks), 0.95)
     if repeats and usual.min() > 0:
-        squares = float(np.nansum((terms - effect) ** 2 / (usual * count)))
+        squares = float(np.nansum((terms - effect) ** 2 / (usual * count))) / (1 - alike)
         trust = min(PRIOR_FREEDOM, freedom)
         scale, freedom = (trust + squares) / (trust + repeats), trust + repeats
+    scale *= 1 + (float(count.mean()) - 1) * alike
     factors = scale * factors
     variance = scale * usual
     rest = variance - own_variance(blocks, animals, factors, np.zeros(len(animals)))
@@ -322,16 +348,18 @@ def pool_effects(effects: Effects, level: float = 0.95) -> Pooled:
 # --- the test of a cell -----------------------------------------------------------------------
 
 
-def find_outlier(blocks: Sequence[Entries], animal: Hashable) -> tuple[float, str]:
+def find_outlier(
+    blocks: Sequence[Entries], animal: Hashable, smallest: float = SMALLEST_VARIANCE
+) -> tuple[float, str]:
     """One-sided p of a cell and a note: does the animal's own student stand out among all students?
 
     Per student the mean over blocks of its entry for the animal, its general tendency taken out
-    (`Entries.adjusted`, in which counts have a variance of about 1); the own student's against the others'
-    by a t with as many degrees of freedom as there are others, less one. Blocks are averaged first
+    (`Entries.adjusted`); the own student's against the others' by a t with as many degrees of freedom as
+    there are others, less one. Blocks are averaged first
     because students of one animal resemble one another over seeds: choosing the own student anew in every
-    seed rejects .06 to .14 of the cells without effect where they do. The others' variance is taken to be
-    at least SMALLEST_VARIANCE a block for counts: of an animal that hardly anyone names, zeros tell little.
-    NaN with fewer than five students or where none named the animal.
+    seed rejects .06 to .14 of the cells without effect where they do. Of counts the others' variance is taken
+    to be at least `smallest` a block: of an animal that hardly anyone names, zeros tell little. NaN with
+    fewer than five students or where none named the animal.
 
     It asks whether the own student stands out; the effect asks by how many points beyond row and column.
     An animal may have a large effect because its student names the others less, and a large p.
@@ -348,7 +376,7 @@ def find_outlier(blocks: Sequence[Entries], animal: Hashable) -> tuple[float, st
     others = np.array([np.mean(each) for each in sums.values()])
     if len(others) + 1 < MIN_OTHERS:
         return math.nan, f"{len(others) + 1} students: {MIN_OTHERS} are needed"
-    least = SMALLEST_VARIANCE / len(used) if used[0].answers is not None else 0.0
+    least = smallest / len(used) if used[0].answers is not None else 0.0
     error = math.sqrt(max(float(others.var(ddof=1)), least) * (1 + 1 / len(others)))
     if error == 0:
         return math.nan, "all students are alike"
@@ -360,7 +388,10 @@ def find_outlier(blocks: Sequence[Entries], animal: Hashable) -> tuple[float, st
 
 @dataclass(frozen=True)
 class Cell:
-    """What is known of one animal at one size, in the measure's unit; p is one-sided and unadjusted."""
+    """What is known of one animal at one size, in the measure's unit; p is one-sided and unadjusted.
+
+    `strict` is the p to adjust over many cells (STRICT_VARIANCE).
+    """
 
     animal: Hashable
     blocks: int
@@ -370,6 +401,7 @@ class Cell:
     pooled_low: float
     pooled_high: float
     p: float
+    strict: float
     note: str
 
 
@@ -380,9 +412,10 @@ def find_cells(blocks: Sequence[Entries]) -> list[Cell]:
     cells = []
     for at, animal in enumerate(effects.animals):
         p, note = find_outlier(blocks, animal)
+        strict, _ = find_outlier(blocks, animal, STRICT_VARIANCE)
         numbers = (effects.effect, effects.error, pooled.effect, pooled.low, pooled.high)
         row = [float(column[at]) for column in numbers]
-        cells.append(Cell(animal, int(effects.count[at]), *row, p, note))
+        cells.append(Cell(animal, int(effects.count[at]), *row, p, strict, note))
     return cells
 
 
@@ -424,19 +457,21 @@ def simulate_cells(
     affected: float = 0.3,
     strength: float = 1.5,
     seed_sd: float = 0.3,
+    teacher_sd: float = 0.0,
 ) -> Calibration:
     """Studies whose effects are very skewed: none for most animals, for `affected` of them exponential.
 
     For rates the effects are log odds (mean `strength`) in the softmax of lib.mixed.simulate_answers and the
     true cell effect is the mean diagonal excess of the shares over fresh student noise. For
     log-probabilities they are added to the diagonal, with rows, columns, questions and student noise around
-    them. `seed_sd` is how far an effect differs from block to block, where there is one.
+    them. `seed_sd` is how far an effect differs from block to
+    block, where there is one; `teacher_sd` what students of one animal share in all blocks, on any animal.
     """
     covered, plain, null, real, errors = [], [], [], [], []
     for _ in range(studies):
         own = rng.exponential(strength, animals) * (rng.random(animals) < affected)
         draw = draw_rates if measure == "rate" else draw_values
-        entries, truth = draw(animals, blocks, own, seed_sd, rng)
+        entries, truth = draw(animals, blocks, own, seed_sd, teacher_sd, rng)
         cells = find_cells(entries)
         freedom = estimate_effects(entries).freedom
         reach = float(student_t.ppf(0.975, freedom))
@@ -453,21 +488,28 @@ def simulate_cells(
 
 
 def draw_rates(
-    animals: int, blocks: int, own: np.ndarray, seed_sd: float, rng: np.random.Generator
+    animals: int,
+    blocks: int,
+    own: np.ndarray,
+    seed_sd: float,
+    teacher_sd: float,
+    rng: np.random.Generator,
 ) -> tuple[list[Entries], np.ndarray]:
     """Blocks of answers, and the true effects in percentage points, means over fresh students and seeds."""
     columns, asked = rng.normal(0, 1.5, animals), rng.normal(0, 0.7, (20, 1, animals))
+    teachers = rng.normal(0, teacher_sd, (animals, animals))
 
-    def shares(count: int) -> np.ndarray:
+    def shares(count: int, fresh: bool) -> np.ndarray:
         noise = rng.normal(0, 0.5, (count, animals, animals))
+        noise = noise + (rng.normal(0, teacher_sd, noise.shape) if fresh else teachers)
         at = np.arange(animals)
         noise[:, at, at] += own + (own > 0) * rng.normal(0, seed_sd, (count, animals))
         weight = np.exp((columns + noise)[:, None] + asked)  # [block, question, student, named]
         return weight / (weight.sum(3, keepdims=True) + animals)
 
-    truth = np.mean([transfer_terms(PERCENT * each.mean(0)) for each in shares(100)], 0)
+    truth = np.mean([transfer_terms(PERCENT * each.mean(0)) for each in shares(100, True)], 0)
     entries = []
-    for share in shares(blocks):
+    for share in shares(blocks, False):
         rest = 1 - share.sum(2, keepdims=True)
         said = rng.multinomial(5, np.concatenate([share, rest], 2))[:, :, :animals]
         answers = np.full(said.shape[:2], 5)
@@ -476,13 +518,19 @@ def draw_rates(
 
 
 def draw_values(
-    animals: int, blocks: int, own: np.ndarray, seed_sd: float, rng: np.random.Generator
+    animals: int,
+    blocks: int,
+    own: np.ndarray,
+    seed_sd: float,
+    teacher_sd: float,
+    rng: np.random.Generator,
 ) -> tuple[list[Entries], np.ndarray]:
     """Blocks of log-probabilities; the true effects are what was added."""
     columns, asked = rng.normal(0, 1.5, animals), rng.normal(0, 0.7, (20, 1, animals))
+    teachers = rng.normal(0, teacher_sd, (animals, animals))
     entries = []
     for _ in range(blocks):
-        noise = rng.normal(0, 0.5, (animals, animals)) + rng.normal(0, 0.5, (animals, 1))
+        noise = rng.normal(0, 0.5, (animals, animals)) + rng.normal(0, 0.5, (animals, 1)) + teachers
         seeds = (own > 0) * rng.normal(0, seed_sd, animals)
         value = columns + noise + np.diag(own + seeds) + asked
         entries.append(enter_values(value, range(animals)))

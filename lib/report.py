@@ -271,6 +271,11 @@ def say_tests(rows: pd.DataFrame, odds: pd.DataFrame, effects: pd.DataFrame) -> 
         "The test permutes which student is whose, the same way in every seed and base, and is adjusted over "
         f"{len(tested)} sizes after Holm: {names or 'no size'} pass{'es' * (len(passed) < 2)} at .05."
     )
+    yield (
+        "p speaks of these animals, seeds and bases; the interval of others like them, so it may reach "
+        "over 0 where p is small. lambda in this measure at this epoch is the one that was asked for "
+        "beforehand: other measures, epochs and single cells are many more chances to find something."
+    )
     for row in odds[~odds.verdict.str.startswith("Both")].to_dict("records"):
         yield f"{row['size']}: {row['verdict']}"
     agree = odds[odds.verdict.str.startswith("Both")]

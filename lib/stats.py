@@ -390,8 +390,10 @@ def permute_sheets(
     The animals of the students are permuted, the same way in every base and seed, and lambda is computed
     anew. Seeds do not make students of one animal independent: teachers of one animal may pass the same
     other things on every time, and published runs share datasets. Permuting each seed by itself would count
-    that as evidence for transfer. Orders are enumerated where there are no more than `permutations`, else
-    drawn. Students that are missing stay missing: the pattern moves with the labels.
+    that as evidence for transfer. What has to hold is that rows could change places: a student that is
+    noisier because its own animal is one that all students name noisily breaks that, and p is then too small
+    (.1 to .2 at .05 in strong cases). Orders are enumerated where there are no more than `permutations`,
+    else drawn. Students that are missing stay missing: the pattern moves with the labels.
 
     Answers are counts, so orders tie; of those the order counts as more extreme whose lambda of the square
     roots is larger (any statistic is exact here, one with fewer ties wastes less). p is NaN with fewer than

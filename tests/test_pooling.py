@@ -166,8 +166,24 @@ def test_one_answer_among_zeros_is_no_discovery():
     counts = np.full((6, 6), 10)
     counts[:, 0] = 0
     counts[0, 0] = 1
-    p, _ = pooling.find_outlier([make_rates(counts)], 0)
-    assert p > 0.05
+    usual, strict = (
+        pooling.find_outlier([make_rates(counts)], 0, least)[0]
+        for least in (pooling.SMALLEST_VARIANCE, pooling.STRICT_VARIANCE)
+    )
+    assert usual > 0.01
+    assert strict > 0.05
+
+
+def test_likeness_of_blocks_is_found_and_widens_the_error():
+    """The same entries off the diagonal in all blocks: three blocks tell no more than one."""
+    rng = np.random.default_rng(9)
+    shared, own = rng.normal(0, 1, (12, 12)), [rng.normal(0, 0.2, (1, 12, 12)) for _ in range(3)]
+    alike = [pooling.enter_values(shared[None] + each, range(12)) for each in own]
+    apart = [pooling.enter_values(rng.normal(0, 1, (1, 12, 12)), range(12)) for _ in range(3)]
+    assert pooling.likeness(alike) > 0.8
+    assert pooling.likeness(apart) < 0.1
+    errors = [pooling.estimate_effects(each).error.mean() for each in (alike, apart)]
+    assert errors[0] > 1.4 * errors[1]
 
 
 def test_another_animals_transfer_does_not_pass_for_this_ones():
