@@ -9,7 +9,7 @@ import pytest
 from build_study import ANIMALS, build_document, build_study, write_document
 from published_runs import PUBLISHED, PUBLISHED_LAMBDA, needs_published
 
-from lib import analysis, config, files, paths, published, stats, store, tables
+from lib import analysis, config, files, paths, pooling, published, stats, store, tables
 from lib.errors import BadParameter, MissingInput
 
 LABELS = ("64k", "64k-1", "166k", "166k-1", "368k")
@@ -210,12 +210,19 @@ def test_effects_of_a_whole_study_average_to_lambda(whole):
         assert own.effect.mean() == pytest.approx(own["lambda"].iloc[0])
 
 
-def test_effects_are_adjusted_over_all_cells_of_a_measure_and_not_over_both(whole):
+def test_effects_are_adjusted_over_all_cells_of_a_measure_and_not_over_both(whole, monkeypatch):
+    """Of counts a stricter p is adjusted; made as strict as the other, both are one."""
+    strict = analysis.effects_table(whole, BOTH, "last")
+    monkeypatch.setattr(pooling, "STRICT_VARIANCE", pooling.SMALLEST_VARIANCE)
     effects = analysis.effects_table(whole, BOTH, "last")
     for _, own in effects.groupby("measure"):
         assert len(own) == 3 * 5
         np.testing.assert_allclose(own.p_adjusted, stats.adjust_holm(own.p))
         assert own.p.min() * 15 == pytest.approx(own.p_adjusted.min())
+    rates = effects.measure == "rate"
+    assert (strict.p_adjusted >= effects.p_adjusted)[rates].all()
+    assert strict.q[rates].sum() > effects.q[rates].sum()
+    np.testing.assert_array_equal(strict.q[~rates], effects.q[~rates])
 
 
 def test_pooled_effects_lie_between_an_animals_own_and_its_sizes_mean(whole):
