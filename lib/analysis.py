@@ -50,12 +50,10 @@ class Scaling:
     bands: pd.DataFrame
     statements: tuple[str, ...]
 
-    def _repr_markdown_(self) -> str:
-        return "\n".join(f"- {each}" for each in self.statements)
-
 
 LAWS = ("law", "k", "n", "loglik", "aicc", "weight", "weight_aicc", "parameters", "fit_p", "loso_lpd",
         "loso_rmse", "p_trend", "p_trend_given", "measure", "epoch", "note")  # fmt: skip
+BANDS = ("level", "size", "params", "lambda", "ci_low", "ci_high", "measure", "epoch", "note")
 
 
 def fit_scaling(study: Study, measure: str, epoch: str | int, seed: int = 0) -> Scaling:
@@ -66,8 +64,7 @@ def fit_scaling(study: Study, measure: str, epoch: str | int, seed: int = 0) -> 
     groups = usable_blocks(study, measure, epoch)
     if len(groups) < 2:
         said = f"{len(groups)} size: nothing can be said of how transfer scales."
-        empty = pd.DataFrame(columns=[*scaling_columns()])
-        return Scaling(pd.DataFrame(columns=list(LAWS)), empty, (said,))
+        return Scaling(pd.DataFrame(columns=list(LAWS)), pd.DataFrame(columns=list(BANDS)), (said,))
     blocks = [block for own in groups.values() for block in own]
     points = gather_points(blocks)
     compared = scaling.compare_laws(points)
@@ -76,12 +73,11 @@ def fit_scaling(study: Study, measure: str, epoch: str | int, seed: int = 0) -> 
     over_bases = trend.permute_bases(points, rng=rng)
     given = trend.flip_animals(points, rng=rng)
     peak = scaling.find_peak(compared, draws, seed=seed)
-    first = blocks[0]
+    first, students = blocks[0], sum(len(each) for each in points.values)
     laws = pd.DataFrame(
-        [describe_law(fit, over_bases, given, len(points.values), first) for fit in compared.fits],
+        [describe_law(fit, over_bases, given, students, first) for fit in compared.fits],
         columns=list(LAWS),
     )
-    laws["n"] = sum(len(each) for each in points.values)
     said = scaling.state_findings(compared, over_bases, given, peak)
     return Scaling(laws, tabulate_bands(compared, draws, first, seed), tuple(said))
 
@@ -114,20 +110,15 @@ def draw_means(blocks: Sequence[Block], rng: np.random.Generator, draws: int = D
 
 
 def describe_law(
-    fit: scaling.Fit, over_bases: scaling.Trend, given: scaling.Trend, count: int, first: Block
+    fit: scaling.Fit, over_bases: scaling.Trend, given: scaling.Trend, students: int, first: Block
 ) -> dict[str, object]:
     """A row of laws.csv."""
     return {
-        "law": fit.law, "k": fit.k, "n": count, "loglik": fit.loglik, "aicc": fit.aicc, "weight": fit.weight,
-        "weight_aicc": fit.weight_aicc, "parameters": fit.parameters, "fit_p": fit.p_fit,
-        "loso_lpd": fit.density, "loso_rmse": fit.error, "p_trend": over_bases.p,
+        "law": fit.law, "k": fit.k, "n": students, "loglik": fit.loglik, "aicc": fit.aicc,
+        "weight": fit.weight, "weight_aicc": fit.weight_aicc, "parameters": fit.parameters,
+        "fit_p": fit.p_fit, "loso_lpd": fit.density, "loso_rmse": fit.error, "p_trend": over_bases.p,
         "p_trend_given": given.p, "measure": first.measure, "epoch": first.epoch, "note": fit.note,
     }  # fmt: skip
-
-
-def scaling_columns() -> tuple[str, ...]:
-    """Of the bands: those that the scaling figure reads."""
-    return ("level", "size", "params", "lambda", "ci_low", "ci_high", "measure", "epoch", "note")
 
 
 def tabulate_bands(compared: scaling.Comparison, draws: np.ndarray, first: Block, seed: int) -> pd.DataFrame:
@@ -189,14 +180,7 @@ def likeness_table(study: Study, measure: str, epoch: str | int) -> pd.DataFrame
 def correlate_blocks(one: Block, other: Block) -> float:
     """Correlation of two seeds' residuals off the diagonal, over the animals that both have."""
     common = [name for name in one.matrix.index if name in other.matrix.index]
-    if len(common) < 4:
-        return math.nan
-    rest = [stats.pair_noise(each.matrix.loc[common, common].to_numpy()) for each in (one, other)]
-    off = ~np.eye(len(common), dtype=bool)
-    first, second = (each[off] for each in rest)
-    if not first.std() > 0 or not second.std() > 0:
-        return math.nan
-    return float(np.corrcoef(first, second)[0, 1])
+    return stats.correlate_residuals(*(each.matrix.loc[common, common].to_numpy() for each in (one, other)))
 
 
 # --- over epochs and doses ----------------------------------------------------------------------
@@ -258,7 +242,7 @@ EFFECTS = ("size", "params", "animal", "n", "effect", "error", "pooled", "pooled
            "p_adjusted", "q", "lambda", "measure", "epoch", "note")  # fmt: skip
 
 
-def effects_table(study: Study, measures: Sequence[str], epoch: str | int, seed: int = 0) -> pd.DataFrame:
+def effects_table(study: Study, measures: Sequence[str], epoch: str | int) -> pd.DataFrame:
     """One row per size and animal: its own excess, pooled with the size's others, its p over all cells."""
     parts = []
     for measure in measures:

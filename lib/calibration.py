@@ -28,20 +28,25 @@ KINDS = {"type I": (0.035, 0.065), "coverage": (0.93, 0.97), "family": (0.0, 0.0
 
 @dataclass(frozen=True)
 class Case:
-    """A design in words, its sizes (drawn anew for each study where there are more worlds) and its parts."""
+    """A design in words, its sizes (drawn anew for each study where there are more worlds) and its parts.
+
+    `times`: so many studies for each one that is asked for. A small study is quick and makes few claims.
+    """
 
     name: str
     sizes: int
     design: Design
+    times: int = 1
 
 
 CASES = (
     Case("7 sizes x 15 animals x 3 seeds", 7, Design(15, 3)),
     Case("7 sizes x 15 animals x 3 seeds, 20 % missing", 7, Design(15, 3, missing=0.2)),
-    Case("3 sizes x 5 animals x 1 seed", 3, Design(5, 1)),
-    Case("3 sizes x 5 animals x 1 seed, 20 % missing", 3, Design(5, 1, missing=0.2)),
+    Case("3 sizes x 5 animals x 1 seed", 3, Design(5, 1), times=4),
+    Case("3 sizes x 5 animals x 1 seed, 20 % missing", 3, Design(5, 1, missing=0.2), times=4),
     Case("3 sizes x 12 animals x 3 bases", 3, Design(12, 1, bases=3)),
 )
+TRENDS = 4  # silent studies whose trend is tested, for each other study: a study has one trend per measure
 BASE_SHARE = 0.5  # spread between bases over that between animals, where a design has several
 
 
@@ -61,14 +66,14 @@ Truths = Mapping[tuple[str, str], Mapping[str, float]]  # (size, measure) -> lam
 
 
 def draw_study(
-    worlds: Mapping[str, World], case: Case, rng: np.random.Generator
+    worlds: Mapping[str, World], case: Case, rng: np.random.Generator, ramp: tuple[float, ...] = RAMP
 ) -> dict[str, list[list[Drawn]]]:
     """One study: per size, the sheets of every epoch; animals recur over sizes, students are missing."""
     names = sorted(rng.choice(list(worlds), case.sizes, replace=False), key=list(worlds).index)
     design = dataclasses.replace(case.design, missing=0.0)
     shared = rng.normal(size=design.animals)
     drawn = {
-        size: simulation.simulate_epochs(worlds[size], design, rng, RAMP, shared, SHARE) for size in names
+        size: simulation.simulate_epochs(worlds[size], design, rng, ramp, shared, SHARE) for size in names
     }
     sheets = len(next(iter(drawn.values()))[0])
     there = simulation.draw_present(sheets * len(names), case.design, rng).reshape(len(names), sheets, -1)
@@ -139,7 +144,7 @@ def check_others(
     """What others would have reported on the same answers."""
     if len(sheets) > 1 and len(sheets[0].students) > 3:
         blocks = [sheet.square.mean(0) for sheet in sheets]
-        p = stats.permutation_test(blocks, PERMUTATIONS, rng).p
+        p = stats.permute_blocks(blocks, PERMUTATIONS, rng).p
         yield Outcome("students permuted within each seed", "type I", measure, size, p <= ALPHA, True)
     if measure == "rate":
         for hit in fisher_cells(drawn[0]):
@@ -285,7 +290,7 @@ def gather_points(study: Mapping[str, list[list[Drawn]]], measure: str) -> scali
     return scaling.Points(*(list(column) for column in zip(*rows, strict=True)))
 
 
-def check_cells(study: Mapping[str, list[list[Drawn]]], rng: np.random.Generator) -> Iterator[Outcome]:
+def check_cells(study: Mapping[str, list[list[Drawn]]]) -> Iterator[Outcome]:
     """p of every cell, and Holm's and the false discovery rate over all, where nothing travels."""
     for measure in simulation.MEASURES:
         strict = []

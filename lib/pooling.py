@@ -16,7 +16,7 @@ from scipy.stats import t as student_t
 from statsmodels.stats.multitest import multipletests
 
 from lib.mixed import Answers
-from lib.stats import ALPHA, MIN_OTHERS, adjust_holm, pair_noise, transfer_terms
+from lib.stats import ALPHA, MIN_OTHERS, adjust_holm, transfer_terms
 
 PERCENT = 100.0
 # What the other students' entries for an animal vary by at least, in a block of counts: zeros tell little.
@@ -24,6 +24,7 @@ PERCENT = 100.0
 # for: with the smaller, some cell of seven silent sizes passed Holm in .13 of the studies.
 SMALLEST_VARIANCE, STRICT_VARIANCE = 0.12, 0.6
 PRIOR_FREEDOM = 5.0  # what the entries off the diagonal count for where blocks show the diagonal's own spread
+MIN_ALIKE, TINY = 4, 1e-12  # animals that leave residuals at all; what is as good as no variance
 SMALLEST_FACTOR = 0.2  # on the binomial variance: counts that are all 0 are still counts
 
 
@@ -196,7 +197,7 @@ def fit_noise(blocks: Sequence[Entries]) -> tuple[np.ndarray, float]:
         parts.append((maker**2 @ block.noise.reshape(len(block.noise), -1).T)[off])
         freedom += max((k - 1) ** 2 - k, 0)
     square, part = np.concatenate(squares), np.concatenate(parts)
-    possible = part.sum(1) > 1e-12
+    possible = part.sum(1) > TINY
     factors = np.ones(part.shape[1])
     if freedom:
         square, part = square[possible], part[possible]
@@ -210,23 +211,32 @@ def fit_noise(blocks: Sequence[Entries]) -> tuple[np.ndarray, float]:
     return factors, freedom
 
 
-def likeness(blocks: Sequence[Entries]) -> float:
-    """Correlation of two blocks' entries off the diagonal, row and column effects out, mean over pairs.
+def share_alike(blocks: Sequence[Entries], factors: np.ndarray) -> float:
+    """How much of the last part of the noise recurs in other blocks, as a share of it; 0 to .95.
 
-    Less one standard error of it, and at least 0: the positive part of chance would widen every error.
+    Products of two blocks' residuals off the diagonal are regressed on that part, weighted as squares of
+    normal numbers would be: of counts, a rare animal's entries are mostly the luck of its answers, which
+    no block shares. Less half a standard error: the positive part of chance would widen every error.
     """
-    found, entries = [], 0
+    top = bottom = 0.0
     for one, other in itertools.combinations(blocks, 2):
         common = [name for name in one.names if name in other.names]
-        off = ~np.eye(len(common), dtype=bool)
-        pair = []
+        if len(common) < MIN_ALIKE:
+            continue
+        off, maker = ~np.eye(len(common), dtype=bool).ravel(), residual_maker(len(common))
+        product, size, total = np.ones((3, int(off.sum())))
         for block in (one, other):
-            at = [block.names.index(name) for name in common]
-            pair.append(pair_noise(block.adjusted[np.ix_(at, at)])[off])
-        if len(common) > 3 and min(each.std() for each in pair) > 0:
-            found.append(float(np.corrcoef(*pair)[0, 1]))
-            entries += int(off.sum())
-    return max(0.0, float(np.mean(found)) - 1 / math.sqrt(entries)) if found else 0.0
+            places = np.ix_(*[[block.names.index(name) for name in common]] * 2)
+            noise = np.array([part[places].ravel() for part in block.noise]) * factors[:, None]
+            noise = (maker**2 @ noise.T)[off]
+            product = product * (maker @ block.matrix[places].ravel())[off]
+            size, total = size * noise[:, -1], total * noise.sum(1)
+        known = total > TINY
+        top += float((np.sqrt(size) * product / np.maximum(total, TINY))[known].sum())
+        bottom += float((size / np.maximum(total, TINY))[known].sum())
+    if bottom == 0:
+        return 0.0
+    return min(max(0.0, top / bottom - 0.5 / math.sqrt(bottom)), 0.95)
 
 
 def estimate_effects(blocks: Sequence[Entries]) -> Effects:
@@ -236,7 +246,7 @@ def estimate_effects(blocks: Sequence[Entries]) -> Effects:
     the entries off the diagonal (students' differences in animals that are not theirs), and the spread of
     an animal's terms over blocks, pooled over the animals of the size; where blocks repeat, the second
     counts by its degrees of freedom and the first as PRIOR_FREEDOM. As far as students of one animal resemble
-    one another over blocks in what they say of other animals (`likeness`), blocks are no repeats of each
+    one another over blocks in what they say of other animals (`share_alike`), blocks are no repeats of each
     other, and the variance of their mean falls by that much less. With a single block the spread of an
     effect between seeds cannot be seen: the error is then that of this block's answers and students alone.
     """
@@ -244,22 +254,26 @@ def estimate_effects(blocks: Sequence[Entries]) -> Effects:
         raise ValueError("no block to take effects from")
     animals = tuple(dict.fromkeys(name for block in blocks for name in block.names))
     factors, freedom = fit_noise(blocks)
-    terms, model = np.full((2, len(blocks), len(animals)), np.nan)
+    terms = np.full((len(blocks), len(animals)), np.nan)
+    parts = np.zeros((len(factors), len(animals)))  # of the variance of the mean, were blocks repeats
     for at, block in enumerate(blocks):
         places = [animals.index(name) for name in block.names]
         terms[at, places] = transfer_terms(block.matrix)
-        variance = np.tensordot(factors, block.noise, 1)
-        model[at, places] = (weigh_terms(len(places)) ** 2 * variance).sum((1, 2))
+        parts[:, places] += factors[:, None] * (weigh_terms(len(places)) ** 2 * block.noise[:, None]).sum(
+            (2, 3)
+        )
     count = (~np.isnan(terms)).sum(0)
-    effect, usual = np.nanmean(terms, 0), np.nanmean(model, 0) / count
-    scale, repeats, alike = 1.0, float((count - 1).sum()), min(likeness(blocks), 0.95)
+    parts /= count**2
+    effect, usual, alike = np.nanmean(terms, 0), parts.sum(0), share_alike(blocks, factors)
+    common = alike * parts[-1] / np.maximum(usual, TINY)
+    scale, repeats = 1.0, float((count - 1).sum())
     if repeats and usual.min() > 0:
-        squares = float(np.nansum((terms - effect) ** 2 / (usual * count))) / (1 - alike)
+        squares = float(np.nansum((terms - effect) ** 2 / (usual * count * (1 - common))))
         trust = min(PRIOR_FREEDOM, freedom)
         scale, freedom = (trust + squares) / (trust + repeats), trust + repeats
-    scale *= 1 + (float(count.mean()) - 1) * alike
+    variance = scale * usual * (1 + (count - 1) * common)
     factors = scale * factors
-    variance = scale * usual
+    factors[-1] *= 1 + (float(count.mean()) - 1) * alike
     rest = variance - own_variance(blocks, animals, factors, np.zeros(len(animals)))
     rest = np.maximum(rest, 0.0)
     freedom = max(freedom, 1.0)

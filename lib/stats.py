@@ -1,7 +1,8 @@
 """Statistics of transfer, on plain arrays: lambda, its permutation test, its interval, Holm's adjustment.
 
 A block is one (base, seed): a square array of lifts, students in rows and named animals in columns, both
-in one order. The unit of inference is the student. Nothing here reads a file or knows a size or an animal.
+in one order. A sheet is the same question by question, and wider where a student is missing whose animal is
+named: tests and intervals are over sheets. The unit of inference is the student. Nothing here reads a file.
 """
 
 import math
@@ -84,10 +85,10 @@ class Permutation:
     exact: bool
 
 
-def permutation_test(
+def permute_blocks(
     blocks: Sequence[Matrix], permutations: int, rng: np.random.Generator | None = None
 ) -> Permutation:
-    """Test rows against columns: were the students' labels exchangeable within their block?
+    """Rows against columns, each block by itself: for comparison (calibrate.py), permute_sheets is the test.
 
     The labels of the students are permuted independently within each block, the statistic is the mean
     lambda over blocks. All orders are enumerated when there are no more of them than `permutations`
@@ -314,44 +315,51 @@ def interval_of(influence: Influence, spread: Spread | None = None, level: float
     1992, with quantiles of t). What the interval covers: other animals, bases or seeds, and questions of this
     kind. With one unit and no spread its part cannot be seen, and the caller has to say so.
     """
-    weights = influence.weights
-    per_sheet = influence.animals.mean(2)
-    animals = weights @ per_sheet
-    k, questions = len(animals), influence.animals.shape[2]
+    animals = influence.weights @ influence.animals.mean(2)
+    k, questions, units = len(animals), influence.animals.shape[2], len(set(influence.units))
     raw = k / (k - 1) * float((animals**2).sum())
-    members = group_units(influence.units)
-    from_animals = raw if len(members) == 1 else max(raw - influence.pairs, influence.pairs)
-    shares = np.array([weights[own].sum() for own in members.values()])
-    from_units, freedom = 0.0, math.inf
-    if len(members) > 1:
-        by_unit = np.array([weights[own] @ per_sheet[own] for own in members.values()])
-        noise = by_unit - shares[:, None] * animals
-        both = float((noise**2).sum()) * len(members) / (len(members) - 1) * k / (k - 1)
-    else:
-        both = 0.0
-    if spread is not None:
-        between, freedom = spread.variance * float((shares**2).sum()), float(spread.freedom)
-    elif len(members) > 1:
-        means = influence.means.mean(1)
-        off = np.array([weights[own] @ (means[own] - influence.value) for own in members.values()])
-        between, freedom = len(members) / (len(members) - 1) * float((off**2).sum()), len(members) - 1.0
-    else:
-        between = 0.0
-    from_units = max(0.0, between - both)
-    from_questions = 0.0
-    if questions > 1:
-        off = (weights @ influence.means - influence.value) / questions
-        cells = np.einsum("s,saq->aq", weights, influence.animals) / questions
-        noise = cells - animals[:, None] / questions
-        scale = questions / (questions - 1)
-        from_questions = max(
-            0.0, scale * float((off**2).sum()) - scale * k / (k - 1) * float((noise**2).sum())
-        )
+    from_animals = raw if units == 1 else max(raw - influence.pairs, influence.pairs)
+    between, noise, freedom = split_units(influence, animals, spread)
+    from_units, from_questions = max(0.0, between - noise), find_questions(influence, animals)
     variance = from_animals + from_units + from_questions
     parts = from_animals**2 / (k - LOST) + between**2 / freedom + from_questions**2 / max(1, questions - 1)
     reach = (from_animals + between + from_questions) ** 2 / parts if parts > 0 else math.inf
     skew = skewness(animals) * (from_animals / variance) ** 1.5 if variance > 0 else 0.0
-    return bend_interval(influence.value, variance, reach, skew, k, level, len(members))
+    return bend_interval(influence.value, variance, reach, skew, k, level, units)
+
+
+def split_units(
+    influence: Influence, animals: np.ndarray, spread: Spread | None
+) -> tuple[float, float, float]:
+    """Variance that units show, how much of it is the noise of their students, degrees of freedom."""
+    weights, members = influence.weights, group_units(influence.units)
+    count, k = len(members), len(animals)
+    shares = np.array([weights[own].sum() for own in members.values()])
+    noise = 0.0
+    if count > 1:
+        per_sheet = influence.animals.mean(2)
+        by_unit = np.array([weights[own] @ per_sheet[own] for own in members.values()])
+        rest = by_unit - shares[:, None] * animals
+        noise = float((rest**2).sum()) * count / (count - 1) * k / (k - 1)
+    if spread is not None:
+        return spread.variance * float((shares**2).sum()), noise, float(spread.freedom)
+    if count == 1:
+        return 0.0, noise, math.inf
+    means = influence.means.mean(1)
+    off = np.array([weights[own] @ (means[own] - influence.value) for own in members.values()])
+    return count / (count - 1) * float((off**2).sum()), noise, count - 1.0
+
+
+def find_questions(influence: Influence, animals: np.ndarray) -> float:
+    """Variance that questions add beyond the noise of students and questions, never below 0."""
+    k, questions = len(animals), influence.animals.shape[2]
+    if questions == 1:
+        return 0.0
+    off = (influence.weights @ influence.means - influence.value) / questions
+    cells = np.einsum("s,saq->aq", influence.weights, influence.animals) / questions
+    noise = cells - animals[:, None] / questions
+    scale = questions / (questions - 1)
+    return max(0.0, scale * float((off**2).sum()) - scale * k / (k - 1) * float((noise**2).sum()))
 
 
 def skewness(values: np.ndarray) -> float:
@@ -380,6 +388,18 @@ def bend_interval(
 
     low, high = centre - unbend(reach) * error, centre - unbend(-reach) * error
     return Interval(float(low), float(high), error, float(freedom), units, float(centre))
+
+
+def correlate_residuals(one: Matrix, other: Matrix) -> float:
+    """Correlation of two squares' entries off the diagonal, row and column effects taken out.
+
+    NaN with fewer than four animals, whose entries leave nothing, and where one of the two does not vary.
+    """
+    off = ~np.eye(len(one), dtype=bool)
+    first, second = (pair_noise(each)[off] for each in (one, other))
+    if len(one) < 4 or not (first.std() > 0 and second.std() > 0):
+        return math.nan
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def permute_sheets(
@@ -486,11 +506,9 @@ def joint_band(
     share = np.minimum(1.0, k / (k - 1) * (parts**2).sum(1) / errors[errors > 0] ** 2)
     counts = rng.multinomial(k, np.full(k, 1 / k), BOOTSTRAPS)
     sums, squares = counts @ parts.T, counts @ (parts**2).T
-    scale = (squares - sums**2 / k) / np.maximum(
-        (parts**2).sum(1), 1e-300
-    )  # variance over that of the sample
-    units = max(1, influences[0].weights.size and len(set(influences[0].units)) - 1)
-    freedom = spreads[-1].freedom if spreads[-1] is not None else units
+    sample = np.maximum((parts**2).sum(1), 1e-300)
+    scale = (squares - sums**2 / k) / sample
+    freedom = spreads[-1].freedom if spreads[-1] is not None else max(1, len(set(influences[0].units)) - 1)
     wave, chance = rng.normal(size=(BOOTSTRAPS, 1)), rng.chisquare(freedom, (BOOTSTRAPS, 1)) / freedom
     moved = sums / np.sqrt(k / (k - 1) * (parts**2).sum(1)) * np.sqrt(share) + np.sqrt(1 - share) * wave
     t = moved / np.sqrt(np.maximum(scale * share + chance * (1 - share), 1e-12))

@@ -129,7 +129,7 @@ def test_units_are_bases_where_there_are_several_and_seeds_otherwise():
             {("p of a trend over bases", "type I", False), ("p of a trend over animals", "type I", False)},
         ),
         (
-            lambda study, rng: calibration.check_cells(study, rng),
+            lambda study, rng: calibration.check_cells(study),
             {
                 ("p of a cell", "type I", False),
                 ("any cell after Holm", "family", False),
@@ -247,7 +247,7 @@ def always_p(p, monkeypatch):
     """Every test of the analysis gives this p."""
     test = stats.Permutation(0.0, p, 0.0, 1, True)
     monkeypatch.setattr(stats, "permute_sheets", lambda *_: test)
-    monkeypatch.setattr(stats, "permutation_test", lambda *_: test)
+    monkeypatch.setattr(stats, "permute_blocks", lambda *_: test)
     for name in ("permute_bases", "flip_animals"):
         monkeypatch.setattr(trend, name, lambda *_: types.SimpleNamespace(p=p))
     monkeypatch.setattr(pooling, "find_outlier", lambda *_: (p, ""))
@@ -258,7 +258,7 @@ def count_claims(monkeypatch, p):
     always_p(p, monkeypatch)
     rng, study = np.random.default_rng(9), draw(CASE, SILENT)
     found = [*calibration.check_null(study, CASE, rng), *calibration.check_trends(study, rng, 99)]
-    found += [*calibration.check_cells(study, rng), *calibration.check_mixed(study, rng)]
+    found += [*calibration.check_cells(study), *calibration.check_mixed(study, rng)]
     patched = {"p of lambda", "any p of lambda after Holm", "students permuted within each seed",
                "p of a trend over bases", "p of a trend over animals", "p of a cell",
                "p of the logistic model"}  # fmt: skip
@@ -286,7 +286,7 @@ def test_an_unknown_p_makes_no_claim(monkeypatch):
     always_p(math.nan, monkeypatch)
     rng, study = np.random.default_rng(11), draw(CASE, SILENT)
     found = [*calibration.check_null(study, CASE, rng), *calibration.check_trends(study, rng, 99)]
-    found += [*calibration.check_cells(study, rng), *calibration.check_mixed(study, rng)]
+    found += [*calibration.check_cells(study), *calibration.check_mixed(study, rng)]
     assert [each for each in found if not each.reference] == []
 
 

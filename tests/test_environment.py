@@ -160,7 +160,7 @@ def test_a_copy_loads_in_a_shell_as_its_head_says(tmp_path):
 
 def test_git_keeps_the_template_and_never_the_copy():
     if not (REPO / ".git").exists():
-        pytest.skip("no git checkout")
+        pytest.skip("an unpacked archive has no git to ask")
     for name, ignored in ((".env", True), (".env.template", False), ("environment.yml", False)):
         done = subprocess.run(["git", "check-ignore", "--no-index", "-q", name], cwd=REPO, check=False)
         assert done.returncode == (0 if ignored else 1)

@@ -180,8 +180,9 @@ def test_likeness_of_blocks_is_found_and_widens_the_error():
     shared, own = rng.normal(0, 1, (12, 12)), [rng.normal(0, 0.2, (1, 12, 12)) for _ in range(3)]
     alike = [pooling.enter_values(shared[None] + each, range(12)) for each in own]
     apart = [pooling.enter_values(rng.normal(0, 1, (1, 12, 12)), range(12)) for _ in range(3)]
-    assert pooling.likeness(alike) > 0.8
-    assert pooling.likeness(apart) < 0.1
+    shares = [pooling.share_alike(each, pooling.fit_noise(each)[0]) for each in (alike, apart)]
+    assert shares[0] > 0.8
+    assert shares[1] < 0.1
     errors = [pooling.estimate_effects(each).error.mean() for each in (alike, apart)]
     assert errors[0] > 1.4 * errors[1]
 

@@ -101,7 +101,7 @@ def test_what_a_teacher_passes_on_in_every_seed_is_no_evidence_by_itself():
             for seed in range(4)
         ]
         joint.append(stats.permute_sheets(sheets, 199, rng).p <= 0.05)
-        apart.append(stats.permutation_test([each.square[0] for each in sheets], 199, rng).p <= 0.05)
+        apart.append(stats.permute_blocks([each.square[0] for each in sheets], 199, rng).p <= 0.05)
     assert 0.025 < np.mean(joint) < 0.08
     assert np.mean(apart) > 0.12
 

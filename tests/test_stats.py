@@ -75,7 +75,7 @@ def test_unfit_blocks_are_refused_by_terms_and_test(block, message):
     with pytest.raises(ValueError, match=message):
         stats.transfer_terms(block)
     with pytest.raises(ValueError, match=message):
-        stats.permutation_test([block], 100)
+        stats.permute_blocks([block], 100)
 
 
 # --- permutation test -------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_enumeration_is_brute_force_over_all_orders_of_all_blocks():
         for a in itertools.permutations(range(3))
         for b in itertools.permutations(range(4))
     ]
-    result = stats.permutation_test(blocks, 144)
+    result = stats.permute_blocks(blocks, 144)
     assert result.exact
     assert result.count == 144
     assert result.p == np.mean(np.array(null) >= observed - 1e-9)
@@ -101,8 +101,8 @@ def test_enumeration_is_brute_force_over_all_orders_of_all_blocks():
 def test_too_many_orders_are_drawn_and_agree_with_enumeration():
     rng = np.random.default_rng(6)
     blocks = [make_block(rng, 4, 0.8), make_block(rng, 4, 0.2)]
-    exact = stats.permutation_test(blocks, 576)
-    drawn = stats.permutation_test(blocks, 575, np.random.default_rng(0))
+    exact = stats.permute_blocks(blocks, 576)
+    drawn = stats.permute_blocks(blocks, 575, np.random.default_rng(0))
     assert (exact.exact, drawn.exact) == (True, False)
     many = stats.draw_null(blocks, 40_000, np.random.default_rng(0))
     assert np.mean(many >= exact.statistic - 1e-9) == pytest.approx(exact.p, abs=0.006)
@@ -110,22 +110,22 @@ def test_too_many_orders_are_drawn_and_agree_with_enumeration():
 
 def test_the_smallest_drawn_p_is_one_over_draws_plus_one():
     block = np.eye(12) * 100
-    assert stats.permutation_test([block], 999, np.random.default_rng(0)).p == 1 / 1000
+    assert stats.permute_blocks([block], 999, np.random.default_rng(0)).p == 1 / 1000
 
 
 def test_the_best_order_of_three_animals_has_p_one_sixth():
-    assert stats.permutation_test([np.eye(3)], 20_000).p == pytest.approx(1 / 6)
+    assert stats.permute_blocks([np.eye(3)], 20_000).p == pytest.approx(1 / 6)
 
 
 def test_p_is_one_sided():
-    strong = stats.permutation_test([-np.eye(5)], 20_000)
+    strong = stats.permute_blocks([-np.eye(5)], 20_000)
     assert strong.statistic < 0
     assert strong.p > 0.5
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-3, 0.1, 1e6])
 def test_a_matrix_without_differences_has_p_one_and_no_z(size):
-    result = stats.permutation_test([np.full((5, 5), size)], 20_000)
+    result = stats.permute_blocks([np.full((5, 5), size)], 20_000)
     assert result.p == 1
     assert math.isnan(result.z)
 
@@ -133,7 +133,7 @@ def test_a_matrix_without_differences_has_p_one_and_no_z(size):
 @pytest.mark.parametrize("size", [1e-12, 1e12])
 def test_the_unit_of_the_matrix_does_not_matter(size):
     block = make_block(np.random.default_rng(7), 5, 1.5)
-    result, other = stats.permutation_test([block], 500), stats.permutation_test([block * size], 500)
+    result, other = stats.permute_blocks([block], 500), stats.permute_blocks([block * size], 500)
     assert other.p == result.p
     assert other.z == pytest.approx(result.z)
 
@@ -141,7 +141,7 @@ def test_the_unit_of_the_matrix_does_not_matter(size):
 def test_the_same_seed_gives_the_same_p_and_another_seed_another():
     block = make_block(np.random.default_rng(8), 9, 0.3)
     first, again, other = (
-        stats.permutation_test([block], 2_000, np.random.default_rng(seed)).p for seed in (3, 3, 4)
+        stats.permute_blocks([block], 2_000, np.random.default_rng(seed)).p for seed in (3, 3, 4)
     )
     assert first == again
     assert first != other
@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_p_and_another_seed_another():
 
 def test_p_is_uniform_when_nothing_travels():
     rng = np.random.default_rng(9)
-    p = [stats.permutation_test([make_block(rng, 6), make_block(rng, 5)], 199, rng).p for _ in range(1_000)]
+    p = [stats.permute_blocks([make_block(rng, 6), make_block(rng, 5)], 199, rng).p for _ in range(1_000)]
     assert kstest(p, "uniform").pvalue > 0.001
     assert 0.03 < np.mean(np.array(p) <= 0.05) < 0.07
 
@@ -157,14 +157,14 @@ def test_p_is_uniform_when_nothing_travels():
 def test_a_planted_effect_is_found():
     rng = np.random.default_rng(10)
     blocks = [make_block(rng, 12, 1.0) for _ in range(2)]
-    assert stats.permutation_test(blocks, 20_000, rng).p < 0.001
+    assert stats.permute_blocks(blocks, 20_000, rng).p < 0.001
 
 
 def test_twenty_thousand_permutations_of_ten_blocks_take_less_than_a_second():
     rng = np.random.default_rng(11)
     blocks = [make_block(rng, 16) for _ in range(10)]
     start = time.perf_counter()
-    stats.permutation_test(blocks, 20_000, rng)
+    stats.permute_blocks(blocks, 20_000, rng)
     assert time.perf_counter() - start < 1
 
 
