@@ -202,9 +202,9 @@ def band_epochs(study: Study, epochs: pd.DataFrame, seed: int = 0) -> pd.DataFra
                 [block.sheet for block in next(iter(own.values()))], stats.MIN_BAND
             ):
                 continue
-            influences = [influence_of(blocks, units[at][0]) for at, blocks in own.items()]
+            influences = [influence_of(blocks, units[at].name) for at, blocks in own.items()]
             rng = draws_of(measure, next(iter(own.values())), seed)
-            bands = stats.joint_band(influences, rng, [units[at][1] for at in own])
+            bands = stats.joint_band(influences, rng, [units[at].spread for at in own])
             for at, band in zip(own, bands, strict=True):
                 row = table.index[(table["size"] == size) & (table.epoch.astype(int) == at)]
                 epochs.loc[row, ["band_low", "band_high"]] = [band.low, band.high]

@@ -22,7 +22,8 @@ RAMP = (0.3, 0.6, 0.8, 0.9, 1.0)  # how transfer grows over the epochs of a simu
 DRAWS = 6000  # of students and questions, for true values
 SHARE = 0.5  # of the variance of an animal's strength that all sizes have in common
 TEACHER = 0.5  # of simulated cells: what students of one animal share in all seeds, in log-odds
-REPORTED = ("lambda", "own")  # `rest` is the difference of the two and has no interval of its own
+# Animals for the interval of each; `rest` is the difference of the two and has no interval of its own.
+REPORTED = {"lambda": stats.MIN_OTHERS, "own": stats.MIN_SPLIT}
 KINDS = {"type I": (0.035, 0.065), "coverage": (0.93, 0.97), "family": (0.0, 0.065)}
 
 
@@ -213,7 +214,7 @@ def find_interval(
 ) -> stats.Interval | None:
     """The interval as the analysis has it; None where it gives none."""
     sheets = [each.sheet(measure, True) for each in drawn]
-    if not stats.speaks_of_others(sheets):
+    if not stats.speaks_of_others(sheets, REPORTED[part]):
         return None
     return stats.interval_of(stats.measure_influence(sheets, units_of(drawn, case), part), spread)
 

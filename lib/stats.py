@@ -15,6 +15,7 @@ from scipy.stats import t as student_t
 
 MIN_ANIMALS = 3  # with two animals there are two orders of the rows and no diagonal excess of an animal's own
 MIN_OTHERS = 5  # animals for a p or an interval: with fewer they do not hold (python calibrate.py)
+MIN_SPLIT = 10  # animals for the interval of lambda's part `own`
 MIN_BAND = 10  # animals for a band over several epochs, whose quantiles lie further out
 ALPHA = 0.05  # a p that could never be as small as this says nothing: it is not given
 # Degrees of freedom that an interval over k animals has less than k: one for the mean, the rest because row

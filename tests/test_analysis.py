@@ -383,6 +383,17 @@ def test_an_epoch_that_one_student_lacks_has_no_band_and_costs_the_others_none(g
     assert {int(at): bool(has) for at, has in known.items()} == {at: at != gone for at in (1, 2, 3)}
 
 
+@pytest.mark.parametrize(("animals", "known"), [(TEN, True), (TEN[:9], False)])
+def test_own_has_an_interval_with_ten_animals_and_a_note_with_fewer(animals, known):
+    (row,) = (
+        tables.transfer_table(build(labels=("64k",), animals=animals), "last", 99, 0)
+        .query("measure == 'logprob'")
+        .itertuples()
+    )
+    assert (math.isfinite(row.own_low), math.isfinite(row.ci_low)) == (known, True)
+    assert ("own has no interval" in row.note) == (not known)
+
+
 def test_one_epoch_has_no_band():
     assert banded(build(labels=("64k",), animals=TEN, epochs=1)).band_low.isna().all()
 

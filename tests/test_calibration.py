@@ -166,8 +166,10 @@ def test_every_size_and_measure_is_counted_once_per_study():
     assert sorted(single) == sorted((size, measure) for size in WORLDS for measure in MEASURES)
     family = [each for each in outcomes if each.kind == "family"]
     assert [each.measure for each in family] == list(simulation.MEASURES)
-    covered = list(calibration.check_intervals(draw(BASES), BASES, same_truth(0.0)))
-    assert len(covered) == 3 * len(MEASURES) * len(calibration.REPORTED)
+    for case, parts in ((CASE, {"interval of lambda", "interval of own"}), (BASES, {"interval of lambda"})):
+        covered = list(calibration.check_intervals(draw(case), case, same_truth(0.0)))
+        assert {each.what for each in covered} == parts  # six animals are too few for the interval of own
+        assert len(covered) == 3 * len(MEASURES) * len(parts)
 
 
 def test_four_animals_make_no_claim_of_chance():
