@@ -176,7 +176,7 @@ function digitsOf(unit) {
 
 function formatParams(params) {
   if (!known(params)) return NONE;
-  const [size, letter] = [[1e9, " b"], [1e6, " m"], [1e3, " k"], [1, ""]].find((each) => params >= each[0]) || [1, ""];
+  const [size, letter] = [[1e9, " B"], [1e6, " M"], [1e3, " k"], [1, ""]].find((each) => params >= each[0]) || [1, ""];
   return +(params / size).toPrecision(3) + letter;
 }
 
@@ -478,7 +478,7 @@ function fillBar(app) {
 function listBases(opened) {
   const several = opened.sizes.some((each) => each.base > 0);
   return opened.sizes.map((each) => [
-    each.label, `${each.label} (${formatParams(each.params)}${several ? `, base ${each.base}` : ""})`,
+    each.label, [each.label, formatParams(each.params), several && `base ${each.base}`].filter(Boolean).join(" · "),
   ]);
 }
 
@@ -630,7 +630,10 @@ function drawRows(table) {
 
 function drawCell(column, row) {
   const props = {class: column.numeric ? "sx-number" : column.wide ? "sx-wide" : null, "data-label": column.title};
-  return h(column.head ? "th" : "td", column.head ? {...props, scope: "row"} : props, h("span", {}, column.cell(row)));
+  const content = h("span", {}, column.cell(row));
+  if (!content.hasChildNodes()) props.class = `${props.class || ""} sx-blank`;
+  if (column.counter) props.class = `${props.class || ""} sx-counter`;
+  return h(column.head ? "th" : "td", column.head ? {...props, scope: "row"} : props, content);
 }
 
 /** What is unknown comes last whichever way the column is sorted. */
@@ -658,7 +661,7 @@ function drawBars(app, rows, columns, options) {
   return h("table", {class: "sx-bars"},
     h("caption", {class: "sx-hidden"}, options.caption),
     h("thead", {}, h("tr", {}, h("th", {scope: "col"}, "says"), h("th", {}, hidden("bars")),
-      columns.map((each) => h("th", {scope: "col", class: "sx-number"}, each.title)))),
+      columns.map((each) => h("th", {scope: "col", class: "sx-number"}, `${each.title} %`)))),
     h("tbody", {}, rows.map((row) => h("tr", {class: row.name === options.target ? "sx-target" : null},
       h("th", {scope: "row"}, options.pick
         ? button(drawName(app, row.name), () => options.pick(row.name), {class: "sx-plain", "data-key": `says-${row.name}`, title: `answers that say ${row.name}`})
@@ -668,7 +671,7 @@ function drawBars(app, rows, columns, options) {
         style: {width: `${100 * (share(row[each.id], each.total) || 0) / most}%`, "--animal": (app.opened.colours || {})[row.name] || ""},
       }))),
       columns.map((each) => h("td", {class: "sx-number"}, percent(row[each.id], each.total),
-        h("small", {}, known(row[each.id]) && each.total ? ` ${WHOLE.format(row[each.id])}` : "")))))));
+        h("small", {}, known(row[each.id]) && each.total ? `(${WHOLE.format(row[each.id])})` : "")))))));
 }
 
 /** A few rows at first, all of them on demand. */
@@ -818,7 +821,7 @@ function listQuestionColumns(app) {
   const lift = (row) => (part(row, "student") === null || part(row, "neutral") === null ? null : part(row, "student") - part(row, "neutral"));
   const number = (title, value, hint, write) => ({title, numeric: true, hint, value, cell: (row) => write(value(row))});
   return [
-    {title: "No.", numeric: true, value: (row) => row.at, cell: (row) => row.at + 1},
+    {title: "No.", numeric: true, counter: true, value: (row) => row.at, cell: (row) => row.at + 1},
     {title: "Question", wide: true, head: true, value: (row) => row.text,
       cell: (row) => button(spellOut(row.text), () => goToAnswers(app, {question: row.at}), {class: "sx-plain", "data-key": `question-${row.at}`, dir: "auto"})},
     number("student", (row) => part(row, "student"), "percent of the student's answers that say its teacher's animal", (value) => plain(value, 1)),
@@ -1310,7 +1313,7 @@ function tellPoint(app, reply, each) {
 function drawEpochs(app, reply, points, label) {
   const groups = groupBy(points, (each) => `${each.label} s${each.seed}`);
   const series = [...groups].map(([name, all]) => ({
-    name, group: all[0].size, colour: colourOfSize(app, all[0].size), shape: shapeOfBase(all[0].base), line: true, small: true,
+    name, colour: colourOfSize(app, all[0].size), shape: shapeOfBase(all[0].base), line: true, small: true,
     points: all.sort((a, b) => a.epoch - b.epoch).map((each) => ({x: each.epoch, y: each.shown, tip: tellPoint(app, reply, each), key: pointKey(each), student: each})),
   }));
   const epochs = [...new Set(points.map((each) => each.epoch))].sort((a, b) => a - b);
@@ -1325,7 +1328,7 @@ function drawSizes(app, reply, points, label) {
   const last = lastEpochs(points, app.state.epoch);
   const at = tickSizes(app, last);
   const series = [...groupBy(last, (each) => each.label)].map(([name, all]) => ({
-    name, group: all[0].size, colour: colourOfSize(app, all[0].size), shape: shapeOfBase(all[0].base),
+    name, colour: colourOfSize(app, all[0].size), shape: shapeOfBase(all[0].base),
     points: all.map((each) => ({x: each.params, y: each.shown, tip: tellPoint(app, reply, each), key: pointKey(each), student: each})),
   }));
   const means = [...groupBy(last, (each) => each.params)].map(([params, all]) => ({
@@ -1559,22 +1562,26 @@ function makeFilesPanel(app) {
     {title: "bytes", numeric: true, value: (row) => row.bytes, cell: (row) => (known(row.bytes) ? WHOLE.format(row.bytes) : NONE)},
   ], "Files of the study");
   const summary = h("div");
-  const part = makePart(h("div", {}, summary, table.element));
-  part.empty = () => { summary.replaceChildren(); table.element.hidden = true; };
+  const fold = h("p");
+  const part = makePart(h("div", {}, summary, table.element, fold));
+  part.empty = () => { refill(summary); refill(fold); table.element.hidden = true; };
   return {
     title: "Files", element: part.element,
-    show: () => load(app, part, {what: "files", study: app.state.study}, (reply) => fillFiles(app, {table, summary}, reply)),
+    show: () => load(app, part, {what: "files", study: app.state.study}, (reply) => fillFiles(app, {table, summary, fold}, reply)),
   };
 }
 
 function fillFiles(app, view, reply) {
   const {read, of} = reply.progress || {};
   const bad = reply.files.filter((each) => !["fine", "unread"].includes(each.state));
-  const words = bad.length ? `${plural(bad.length, "file")} of ${WHOLE.format(reply.files.length)} need a look` : `${plural(reply.files.length, "file")}, none with trouble so far`;
+  const words = bad.length ? `${plural(bad.length, "file")} of ${WHOLE.format(reply.files.length)} ${bad.length === 1 ? "needs" : "need"} a look` : `${plural(reply.files.length, "file")}, none with trouble so far`;
   refill(view.summary, h("h2", {}, words),
     of ? h("p", {}, h("progress", {value: read / of, "aria-label": "read"}), ` ${WHOLE.format(read)} of ${plural(of, "evaluation")} read`, reply.complete === false ? "; the rest is being read" : "") : null);
-  view.table.element.hidden = !reply.files.length;
-  view.table.fill(reply.files.map((each) => ({...each, className: ["fine", "unread"].includes(each.state) ? null : "sx-trouble"})));
+  view.table.fill((app.unfolded.has("files") ? reply.files : bad).map((each) => ({...each, className: bad.includes(each) ? "sx-trouble" : null})));
+  view.table.element.hidden = !view.table.rows.length;
+  refill(view.fold, reply.files.length > bad.length && button(
+    app.unfolded.has("files") ? "Show only those with trouble" : `Show all ${WHOLE.format(reply.files.length)} files`,
+    () => { if (!app.unfolded.delete("files")) app.unfolded.add("files"); fillFiles(app, view, reply); }, {class: "sx-more", "data-key": "fold"}));
   announce(app, words);
 }
 
