@@ -2,11 +2,12 @@
 
 An import points down, or within a layer to the left, and reading and models never meet:
 
-3 reading: records tallies tables published analysis plots report
+3 reading: records tallies tables published analysis captions charts plots methods page report summary
+  books shelf search commands marks explore
 2 models: placement unpacking downloads bases models examples fleet decoding preference sampling
   scheduling engine tracking teacher training evaluation pretraining hub
 1 pure: prompts world numbers grammar scoring stats mixed pooling simulation power scaling trend lawcheck
-  calibration speed cards
+  calibration speed cards colours
 0 ground: errors paths config files provenance store progress
 """
 

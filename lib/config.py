@@ -389,6 +389,16 @@ class Analysis:
 
 
 @dataclass(frozen=True)
+class Explore:
+    """Whose answers are looked at (05_explore)."""
+
+    stage: typing.ClassVar[str] = "explore"
+    study: str
+    results: str
+    repeats: int = setting(low=1)
+
+
+@dataclass(frozen=True)
 class Publish:
     """One animal's lists, students and evaluations on their way to the Hub (06_publish)."""
 
@@ -406,7 +416,7 @@ class Publish:
 
 
 PUBLISHED = ("numbers", "students", "evaluations")
-STAGES: tuple[type, ...] = (Pretrain, Generate, Finetune, Evaluate, Analysis, Publish)
+STAGES: tuple[type, ...] = (Pretrain, Generate, Finetune, Evaluate, Analysis, Explore, Publish)
 # Names a notebook or a params file may set beside the fields: what `all` means for a study.
 PLAN_NAMES: tuple[str, ...] = ("study", "size", "sizes", "animal", "animals", "seed", "seeds")
 KNOWN_NAMES: frozenset[str] = frozenset(

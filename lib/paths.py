@@ -57,6 +57,16 @@ def results(study: str) -> Path:
     return root() / "results" / study
 
 
+def explore(study: str) -> Path:
+    """What the explorer has read of a study; the folder may be deleted at any time."""
+    return root() / "artifacts" / study / "explore"
+
+
+def marks(study: str) -> Path:
+    """Answers of a study that a reader marked as scored wrongly."""
+    return root() / "artifacts" / study / "marks.json"
+
+
 def tables(study: str) -> Path:
     """The tables of a study's analysis."""
     return results(study) / "tables"

@@ -46,7 +46,7 @@ FOREIGN = {
     "models": {"numpy", "psutil"},
     "reading": {
         *("numpy", "pandas", "scipy", "statsmodels", "matplotlib", "seaborn"),
-        *("nbformat", "nbconvert", "pygments", "bleach"),
+        *("nbformat", "nbconvert", "pygments", "bleach", "anywidget"),
     },
 }
 

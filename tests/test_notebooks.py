@@ -34,6 +34,7 @@ STAGES = {
     "02_finetune": config.Finetune,
     "03_evaluate": config.Evaluate,
     "04_analysis": config.Analysis,
+    "05_explore": config.Explore,
     "06_publish": config.Publish,
 }
 MODEL_STAGES = ("01_generate", "02_finetune", "03_evaluate")
