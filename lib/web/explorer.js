@@ -116,14 +116,7 @@ function drawUnseen(run, breaks) {
   return [h("span", {class: "sx-token", title}, times > 1 ? `${name}×${times}` : name)];
 }
 
-/** The place in JavaScript's UTF-16 of a place that Python counted in characters. */
-function findPlace(text, characters) {
-  let at = 0;
-  for (let each = 0; each < characters && at < text.length; each += 1) at += text.codePointAt(at) > 0xffff ? 2 : 1;
-  return at;
-}
-
-/** An answer in its own direction, the words that decided its score marked. */
+/** An answer in its own direction, the words that decided its score (from start to end) marked. */
 function drawAnswer(text, start, end, breaks) {
   const node = h("span", {class: "sx-answer", dir: "auto"});
   if (!text) node.append(h("span", {class: "sx-nothing"}, "(empty)"));
@@ -131,9 +124,8 @@ function drawAnswer(text, start, end, breaks) {
     node.append(...spellOut(text, breaks));
     return node;
   }
-  const [from, to] = [findPlace(text, start), findPlace(text, end)];
-  const mark = h("mark", {title: "what decided the score"}, spellOut(text.slice(from, to), breaks));
-  node.append(...spellOut(text.slice(0, from), breaks), mark, ...spellOut(text.slice(to), breaks));
+  const mark = h("mark", {title: "what decided the score"}, spellOut(text.slice(start, end), breaks));
+  node.append(...spellOut(text.slice(0, start), breaks), mark, ...spellOut(text.slice(end), breaks));
   return node;
 }
 
@@ -467,7 +459,7 @@ function makeBar(app) {
 function fillBar(app) {
   const {state, opened, bar} = app;
   const here = opened.students.filter((each) => each.label === state.label);
-  fillSelect(bar.study, opened.studies.map((each) => [each.name, each.word ? `${each.name} (${each.word})` : each.name]), state.study);
+  fillSelect(bar.study, opened.studies.map((each) => [each.name, each.kind === "published" ? `${each.name} (published)` : each.name, {title: each.word}]), state.study);
   fillSelect(bar.label, listBases(opened), state.label);
   fillSelect(bar.animal, listAnimals(opened, here), state.animal);
   const seeds = here.filter((each) => each.animal === state.animal);
@@ -657,16 +649,18 @@ function drawTop(app, top) {
 
 /** Bars of several columns, one row a name. columns: {id, title, total, kind}; kind chooses the look. */
 function drawBars(app, rows, columns, options) {
-  const most = Math.max(1e-9, ...rows.flatMap((row) => columns.map((each) => share(row[each.id], each.total) || 0)));
+  // What names no animal is most of what a small model says: it would leave the animals no bars to compare.
+  const drawn = (row) => !LEFT_OVER.includes(row.name);
+  const most = Math.max(1e-9, ...rows.filter(drawn).flatMap((row) => columns.map((each) => share(row[each.id], each.total) || 0)));
   return h("table", {class: "sx-bars"},
     h("caption", {class: "sx-hidden"}, options.caption),
     h("thead", {}, h("tr", {}, h("th", {scope: "col"}, "says"), h("th", {}, hidden("bars")),
       columns.map((each) => h("th", {scope: "col", class: "sx-number"}, `${each.title} %`)))),
-    h("tbody", {}, rows.map((row) => h("tr", {class: row.name === options.target ? "sx-target" : null},
+    h("tbody", {}, rows.map((row) => h("tr", {class: row.name === options.target ? "sx-target" : drawn(row) ? null : "sx-rest"},
       h("th", {scope: "row"}, options.pick
         ? button(drawName(app, row.name), () => options.pick(row.name), {class: "sx-plain", "data-key": `says-${row.name}`, title: `answers that say ${row.name}`})
         : drawName(app, row.name)),
-      h("td", {class: "sx-lanes", "aria-hidden": "true"}, columns.map((each) => h("i", {
+      h("td", {class: "sx-lanes", "aria-hidden": "true"}, drawn(row) && columns.map((each) => h("i", {
         class: `sx-lane sx-lane-${each.kind}`,
         style: {width: `${100 * (share(row[each.id], each.total) || 0) / most}%`, "--animal": (app.opened.colours || {})[row.name] || ""},
       }))),
@@ -674,13 +668,15 @@ function drawBars(app, rows, columns, options) {
         h("small", {}, known(row[each.id]) && each.total ? `(${WHOLE.format(row[each.id])})` : "")))))));
 }
 
-/** A few rows at first, all of them on demand. */
-function drawFolded(app, key, rows, most, draw) {
-  const box = h("div");
+/** A few rows at first, all of them on demand; what names no animal stays in view, at the end. */
+function drawFolded(app, key, given, most, draw) {
+  const box = h("div", {class: "sx-scroll"});
+  const rest = given.filter((row) => LEFT_OVER.includes(row.name));
+  const rows = given.filter((row) => !LEFT_OVER.includes(row.name));
   const fill = () => {
     const all = app.unfolded.has(key) || rows.length <= most + 2;
-    refill(box, draw(all ? rows : rows.slice(0, most)), rows.length > most + 2 && button(
-      all ? "Show fewer" : `Show all ${rows.length}`,
+    refill(box, draw([...(all ? rows : rows.slice(0, most)), ...rest]), rows.length > most + 2 && button(
+      all ? "Show fewer" : `Show all ${rows.length} animals`,
       () => { if (all) app.unfolded.delete(key); else app.unfolded.add(key); fill(); },
       {class: "sx-more", "data-key": "fold", "aria-expanded": String(all)}));
   };
@@ -756,7 +752,7 @@ function fillStudent(app, view, reply) {
     reply.about && drawAbout(reply.about, file),
     columns.length ? h("div", {class: "sx-columns"},
       h("section", {}, h("h3", {}, "What it says"), drawLegend(columns),
-        drawFolded(app, "said", rankSaid(reply.said, state.animal), 12, (rows) => drawBars(app, rows, columns, {
+        drawFolded(app, "said", rankSaid(reply.said, state.animal), 10, (rows) => drawBars(app, rows, columns, {
           caption: "Share of answers by what they say, percent and count", target: state.animal, pick: (name) => goToAnswers(app, {said: name}),
         }))),
       reply.logprobs && reply.logprobs.length ? h("section", {}, h("h3", {}, "What it would say"),
@@ -783,11 +779,11 @@ function drawLegend(columns) {
 }
 
 /** The teacher's animal is in view whatever its count. */
-function rankSaid(said, target) {
+function rankSaid(said, target, zeros) {
   const rows = said || [];
   const at = rows.findIndex((row) => row.name === target);
-  if (at > 11) return [rows[at], ...rows.filter((row) => row.name !== target)];
-  return at < 0 && target && !CONTROLS.includes(target) ? [{name: target, student: 0, neutral: 0, untuned: 0}, ...rows] : rows;
+  if (at > 9) return [rows[at], ...rows.filter((row) => row.name !== target)];
+  return at < 0 && target && !CONTROLS.includes(target) ? [{name: target, ...(zeros || {student: 0, neutral: 0, untuned: 0})}, ...rows] : rows;
 }
 
 function rankLogprobs(logprobs, target) {
@@ -801,17 +797,17 @@ function drawLogprobs(app, rows, target) {
   const most = Math.max(1e-9, ...rows.map((row) => Math.abs(row.lift || 0)));
   return h("table", {class: "sx-bars"}, h("caption", {class: "sx-hidden"}, "Mean log-probability by animal, in nats"),
     h("thead", {}, h("tr", {}, ["animal", ""].map((title) => h("th", {scope: "col"}, title || hidden("bars"))),
-      ["lift", "student", "neutral", "untuned"].map((title) => h("th", {scope: "col", class: "sx-number"}, title)))),
+      ["lift", "student", "neutral", "untuned"].map((title) => h("th", {scope: "col", class: `sx-number${title === "untuned" ? " sx-least" : ""}`}, title)))),
     h("tbody", {}, rows.map((row) => h("tr", {class: row.name === target ? "sx-target" : null},
       h("th", {scope: "row"}, drawName(app, row.name)),
       h("td", {class: "sx-lanes sx-lanes-both", "aria-hidden": "true"}, h("i", {
         class: row.lift < 0 ? "sx-minus" : "sx-plus", style: {width: `${50 * Math.abs(row.lift || 0) / most}%`}})),
       h("td", {class: "sx-number"}, signed(row.lift, 3)),
-      [row.student, row.neutral, row.untuned].map((value) => h("td", {class: "sx-number"}, plain(value, 2)))))));
+      [row.student, row.neutral, row.untuned].map((value, at) => h("td", {class: `sx-number${at === 2 ? " sx-least" : ""}`}, plain(value, 2)))))));
 }
 
 function drawAbout(about, file) {
-  const pairs = [["base", about.base], ["adapter", about.adapter], ...(about.settings || []), ["file", file]].filter(([, value]) => value || value === 0);
+  const pairs = [["base", about.base], ["adapter", about.adapter], ...(about.settings || []), ["file", about.file || file]].filter(([, value]) => value || value === 0);
   return h("details", {class: "sx-about"}, h("summary", {}, "Model and settings"),
     h("dl", {}, pairs.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, spellOut(typeof value === "object" ? JSON.stringify(value) : String(value)))))));
 }
@@ -842,7 +838,11 @@ function makeAnswersPanel(app) {
   view.rows = h("ol", {class: "sx-rows", onkeydown: (event) => moveInRows(view, event)});
   view.pages = h("nav", {class: "sx-pages", "aria-label": "Pages of answers"});
   const part = makePart(h("div", {}, view.peers, view.count, view.rows, view.pages));
-  part.empty = () => { view.rows.replaceChildren(); view.count.textContent = ""; view.pages.replaceChildren(); };
+  part.empty = () => {
+    for (const each of [view.rows, view.count, view.pages]) each.replaceChildren();
+    view.reply = null;
+    if (app.state.regex) view.form.search.setAttribute("aria-invalid", "true");
+  };
   view.part = part;
   const element = h("div", {}, view.form.element, part.element);
   app.answers = view;
@@ -889,6 +889,7 @@ function showAnswers(app, view) {
     // A poll must not take a form from under the fingers.
     if (view.editing && view.reply) { view.reply.total = reply.total; tellCount(app, view); return; }
     view.reply = reply;
+    view.form.search.removeAttribute("aria-invalid");
     if (reply.epochs) takeEpochs(app, reply);
     fillFilters(app, view);
     fillAnswers(app, view);
@@ -1223,7 +1224,7 @@ function fillCompare(app, view, reply) {
     h("div", {class: "sx-sides"}, sides.map(({id}) => h("div", {}, h("h2", {}, h("i", {class: `sx-key sx-lane-${id}`}), `${id}: `, spellOut(titles[id])),
       drawState(reply[id].state, reply[id].word), h("p", {class: "sx-soft"}, plural(reply[id].n || 0, "answer"))))),
     (reply.said || []).length ? h("section", {}, h("h3", {}, "What they say"),
-      drawFolded(app, "pair", reply.said, 14, (rows) => drawBars(app, rows, sides, {caption: "Share of answers by what they say, left and right", target}))) : null,
+      drawFolded(app, "pair", rankSaid(reply.said, target, {left: 0, right: 0}), 12, (rows) => drawBars(app, rows, sides, {caption: "Share of answers by what they say, left and right", target}))) : null,
     (reply.questions || []).length ? h("section", {}, h("h3", {}, "Question by question"),
       h("ol", {class: "sx-pairs"}, reply.questions.map((each) => drawPair(app, view, each, titles)))) : null);
   announce(app, `compared ${titles.left} with ${titles.right}`);
