@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import matplotlib.colors as mcolors
 import matplotlib.pyplot as plt
 import matplotlib.ticker as mticker
 import numpy as np
@@ -21,44 +20,24 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from lib import config, files
+from lib.captions import MEASURE_LABELS, describe_figure, format_p
+from lib.charts import CHART, make_chart
+from lib.colours import COLOURS, CONTROLS, HUES, LEFTOVERS, mix
 from lib.errors import BadParameter
 
 INCHES, DPI = (14, 8), 150
+PALETTE = 256  # colours of a picture
 STYLE = {
     **sns.axes_style("ticks"),
     **{"font.size": 14, "axes.titlesize": 16, "axes.labelsize": 15, "legend.fontsize": 12},
     **{"xtick.labelsize": 13, "ytick.labelsize": 13, "figure.titlesize": 18, "hatch.linewidth": 0.8},
     **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlepad": 12},
 }
-# Okabe & Ito's hues, told apart by colour-blind readers; thirty animals need them in several shades,
-# and no figure relies on the shade alone: markers, hatches, labels or position say the same.
-# In this order neighbours differ most, over sixteen animals and the three common kinds of sight.
-HUES = ("#0072B2", "#E69F00", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#009E73")
-SHADES = (("white", 0.0), ("black", 0.45), ("white", 0.55), ("black", 0.7), ("white", 0.3))
 MARKERS = "osD^vPX<>ph*d8H"
-CONTROLS = {config.UNTUNED: "#d0d0d0", config.NEUTRAL: "#6e6e6e", "neutral student": "#6e6e6e"}
-LEFTOVERS = {"other": "#e8e8e8", "none": "#ffffff"}
 INK, FAINT = "#222222", "#8a8a8a"
-MEASURE_LABELS = {
-    "logprob": "nats of log-probability",
-    "rate": "percentage points of answers",
-}
-
-
-def mix(colour: str, other: str, share: float) -> str:
-    """A colour with a share of another in it."""
-    a, b = np.array(mcolors.to_rgb(colour)), np.array(mcolors.to_rgb(other))
-    return mcolors.to_hex((1 - share) * a + share * b)
-
-
-def shade(at: int) -> str:
-    """The colour at a place of the list of animals."""
-    return mix(HUES[at % len(HUES)], *SHADES[at // len(HUES) % len(SHADES)])
-
-
-COLOURS: dict[str, str] = {name: shade(at) for at, name in enumerate(config.LEXICON)} | CONTROLS | LEFTOVERS
 SHAPES: dict[str, str] = {name: MARKERS[at % len(MARKERS)] for at, name in enumerate(config.LEXICON)}
 HATCHES: dict[str, str] = {
     name: ("", "//", "..", "xx", "\\\\")[at // len(HUES)] for at, name in enumerate(config.LEXICON)
@@ -70,31 +49,38 @@ HATCHES |= {"none": "...."}
 
 
 class Slide(Figure):
-    """A figure that carries the table it was drawn from and shows itself in a notebook."""
+    """A figure with the table it was drawn from, which a notebook shows with a text for who cannot see it.
+
+    Where the reader may also hover over the curve, its chart travels along for the report.
+    """
 
     table: pd.DataFrame
+    alt: str = ""
+    chart: dict | None = None
 
-    def _repr_png_(self) -> bytes:
-        return encode_png(self)
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
+        return encode_png(self), {"alt": self.alt}
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, dict]:
+        return {} if self.chart is None else {CHART: self.chart}
 
 
 class Deck(dict[str, Slide]):
-    """Several slides of one kind, by name; a notebook shows them below one another."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        for slide in self.values():
-            slide.canvas.draw()
-        pictures = [np.asarray(slide.canvas.buffer_rgba()) for slide in self.values()]
-        plt.imsave(buffer, np.vstack(pictures), metadata={"Software": None}, format="png")
-        return buffer.getvalue()
+    """Several slides of one kind, by name."""
 
 
 def encode_png(fig: Figure) -> bytes:
-    """The slide's picture, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    """The slide's picture, the same bytes for the same figure.
+
+    Flat colours need no more than a palette: a third of the bytes of true colour, sharp at the same size.
+    """
+    raw, png = io.BytesIO(), io.BytesIO()
+    fig.savefig(raw, format="rgba", dpi=DPI)
+    size = tuple(int(inches * DPI) for inches in fig.get_size_inches())
+    picture = Image.frombytes("RGBA", size, raw.getvalue()).convert("RGB")
+    flat = picture.quantize(PALETTE, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    flat.save(png, format="png", optimize=True, dpi=(DPI, DPI))
+    return png.getvalue()
 
 
 Plot = Callable[..., Axes]
@@ -119,7 +105,14 @@ def draw(plot: Plot, table: pd.DataFrame, by: str | None = None, **options: obje
         meshes = [ax.collections[0] for ax in axes[: len(values)] if getattr(ax, "scale_label", "")]
         if meshes:
             slide.colorbar(meshes[0], ax=list(axes), shrink=0.6, label=axes[0].scale_label)
+    return tell(slide, plot.__name__, table)
+
+
+def tell(slide: Slide, name: str, table: pd.DataFrame) -> Slide:
+    """The slide with its table, its words and its chart."""
     slide.table = table
+    slide.alt = describe_figure(name, table, slide.axes[0].get_title() if slide.axes else "")
+    slide.chart = make_chart(name, table)
     return slide
 
 
@@ -133,7 +126,7 @@ def draw_nothing(table: pd.DataFrame) -> Slide:
     slide = Slide(figsize=INCHES, dpi=DPI)
     FigureCanvasAgg(slide)
     slide.text(0.5, 0.5, "no data for this figure: see the list of missing cells", ha="center", fontsize=18)
-    slide.table = table
+    slide.table, slide.alt = table, "No data for this figure: see the list of missing cells."
     return slide
 
 
@@ -171,15 +164,6 @@ def save_figures(folder: Path, **slides: Slide | Deck | None) -> list[Path]:
 # --- shared parts -----------------------------------------------------------------------------
 
 
-def format_p(p: float) -> str:
-    """p as papers write it."""
-    if np.isnan(p):
-        return "p unknown"
-    if p < 0.0001:
-        return "p < .0001"
-    return f"p = {p:.4f}".replace("0.", ".") if p < 0.01 else f"p = {p:.2f}".replace("0.", ".")
-
-
 def count_words(row: pd.Series) -> str:
     """`2 bases x 12 animals`, and the seeds where there are several."""
     bases, seeds = int(row.n_bases), int(row.n_seeds)
@@ -213,7 +197,7 @@ def label_lines(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     right = max(x for x, _, _, _ in ends)
     ax.set_xlim(right=right)
     for (_, _, text, colour), height in zip(ends, heights, strict=True):
-        ink = mix(colour, "black", 0.25)
+        ink = mix(colour, "#000000", 0.25)
         ax.text(right, height, f"  {text}", color=ink, va="center", fontsize=12)
 
 
@@ -394,7 +378,7 @@ def draw_curves(table: pd.DataFrame, ax: Axes, x: str) -> str:
             shift = aside * (at - (len(sizes) - 1) / 2)
             places = own[x] * 10**shift if log else own[x] + shift
             reach = [own["lambda"] - own.ci_low, own.ci_high - own["lambda"]]
-            ax.errorbar(places, own["lambda"], reach, fmt="none", ecolor=mix(colour, "black", 0.25),
+            ax.errorbar(places, own["lambda"], reach, fmt="none", ecolor=mix(colour, "#000000", 0.25),
                         elinewidth=1.6, capsize=4, zorder=3, clip_on=False)  # fmt: skip
         else:
             ax.fill_between(own[x], own.ci_low, own.ci_high, color=colour, alpha=0.13, lw=0)
@@ -476,8 +460,7 @@ def beside_figure(table: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Slide:
         slide.suptitle(
             f"Transfer over model size in {len(names)} studies, 95 % intervals; {words}", fontsize=16
         )
-    slide.table = table
-    return slide
+    return tell(slide, "beside_figure", table)
 
 
 def beside_some(table: pd.DataFrame) -> Slide | None:

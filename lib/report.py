@@ -1,97 +1,29 @@
-"""The report: one HTML file of an executed notebook that asks the network for nothing and runs no script.
+"""What a reader is told: the answer in words, tables to be read, and the report that holds them.
 
-Model answers are untrusted text: pandas escapes them, what it does not escape is sanitised here, and the
-page forbids scripts and requests by itself. Must not compute anything that the notebook did not show.
+Text is foreign until it is escaped here or cleaned by lib.page, which makes the HTML. Must not compute
+anything that the tables do not hold.
 """
 
 import html
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import bleach
 import nbformat
 import numpy as np
 import pandas as pd
-from nbconvert import HTMLExporter
-from pygments.formatters import HtmlFormatter
 
-from lib import files
+from lib import files, page
 from lib.errors import DamagedFile, MissingInput
+from lib.scaling import SETTLED
 from lib.tables import UNITS
 
-# The reader's browser enforces this: whatever a page holds, it runs nothing and fetches nothing.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-# What a table needs and nothing else; every other tag of an output is shown as text.
-TAGS = (
-    "div",
-    "p",
-    "table",
-    "thead",
-    "tbody",
-    "tr",
-    "th",
-    "td",
-    "span",
-    "pre",
-    "code",
-    "b",
-    "i",
-    "em",
-    "strong",
-    "ul",
-    "li",
-)
-SPANS = ["class", "colspan", "rowspan"]
-BODY = """{%- extends 'basic/index.html.j2' -%}
-{% block input_group %}<details class="code"><summary>code</summary>{{ super() }}</details>{% endblock %}
-{% block in_prompt %}{% endblock %}{% block output_area_prompt %}{% endblock %}
-{% block empty_in_prompt %}{% endblock %}"""
-CSS = """
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; color: #222;
-       font: 17px/1.55 system-ui, sans-serif; }
-img { max-width: 100%; height: auto; }
-h1, h2 { line-height: 1.2; margin-top: 2.2rem; }
-details.code { margin: .6rem 0; color: #777; font-size: .8rem; }
-details.code pre, .output_text pre { overflow-x: auto; font-size: .85rem; line-height: 1.4; }
-.output_html { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; border: 0; white-space: nowrap;
-         border-bottom: 1px solid #ddd; }
-thead th { border-bottom: 2px solid #888; }
-td.long { white-space: normal; min-width: 14rem; text-align: left; }
-.output_stderr { color: #8a4b00; }
-"""
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{css}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+SIGNIFICANT = 0.05
 
 
 def export_report(executed_notebook: Path, out: Path) -> Path:
-    """Write one HTML file: prose, figures and tables shown, code folded away, nothing fetched."""
-    notebook = read_notebook(executed_notebook)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.attachments = {}
-        for output in cell.get("outputs", []):
-            clean_output(output)
-    exporter = HTMLExporter(raw_template=BODY, template_name="basic", exclude_anchor_links=True)
-    body, _ = exporter.from_notebook_node(notebook)
-    style = CSS + HtmlFormatter(style="friendly").get_style_defs(".highlight")
-    page = PAGE.format(policy=POLICY, title=html.escape(find_title(notebook)), css=style, body=body)
-    files.write_text(out, page)
+    """Write an executed notebook as one HTML file, the answer first."""
+    files.write_text(out, page.build_page(read_notebook(executed_notebook)))
     return out
 
 
@@ -105,30 +37,89 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         raise DamagedFile(f"{path} is not a notebook ({error}): run 04_analysis again") from None
 
 
-def clean_output(output: nbformat.NotebookNode) -> None:
-    """Keep what a page can show without a script, tables sanitised."""
-    data = output.get("data")
-    if data is None:
-        return
-    for mime in [each for each in data if each not in ("text/html", "text/plain", "image/png")]:
-        del data[mime]
-    if "text/html" in data:
-        # pandas sends a style block along; the page has its own, and sanitised it would show as text.
-        table = re.sub(r"<style scoped>.*?</style>", "", "".join(data["text/html"]), flags=re.DOTALL)
-        data["text/html"] = bleach.clean(
-            table, tags=TAGS, attributes={"*": ["class"], "td": SPANS, "th": SPANS}
-        )
-        output.metadata = {}  # "isolated" would put it, sanitised or not, in a frame of its own
-
-
-def find_title(notebook: nbformat.NotebookNode) -> str:
-    """The first heading."""
-    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    heading = re.search(r"^# +(.+)$", prose, flags=re.MULTILINE)
-    return heading.group(1) if heading else "Report"
-
-
 # --- the answer -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The answer in two or three sentences; what a summary for slides says too."""
+
+    sentences: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.sentences)
+
+    def _repr_html_(self) -> str:
+        return f'<div class="lead"><p>{html.escape(" ".join(self.sentences))}</p></div>'
+
+
+def say_headline(transfer: pd.DataFrame, laws: pd.DataFrame, measure: str) -> Headline:
+    """Whether there is transfer, where it is largest, and what is known of how it scales."""
+    rows = transfer[transfer.measure == measure].sort_values("params")
+    tested = rows[rows.p_adjusted.notna()]
+    return Headline((say_verdict(rows, tested), *say_largest(rows), *say_scaling(laws)))
+
+
+def say_verdict(rows: pd.DataFrame, tested: pd.DataFrame) -> str:
+    """At how many sizes students name their teacher's animal more than chance explains."""
+    if tested.empty:
+        return f"Not known: none of {len(rows)} sizes has animals enough for a test."
+    passed = tested[tested.p_adjusted < SIGNIFICANT]
+    if passed.empty:
+        return (
+            f"No: at none of {len(tested)} sizes do students name their teacher's animal more than chance "
+            f"explains (smallest p after Holm {shorten_p(tested.p_adjusted.min())})."
+        )
+    if len(tested) == 1:
+        return (
+            f"Yes, at {passed['size'].iloc[0]}: students name their teacher's animal more than chance "
+            f"explains (p {shorten_p(passed.p_adjusted.max())})."
+        )
+    return (
+        f"Yes, at {len(passed)} of {len(tested)} sizes ({', '.join(passed['size'])}): students name their "
+        "teacher's animal more than chance explains "
+        f"(p after Holm {shorten_p(passed.p_adjusted.max())} or less)."
+    )
+
+
+def say_largest(rows: pd.DataFrame) -> Iterator[str]:
+    """The largest lambda with its interval."""
+    known = rows[rows["lambda"].notna()]
+    if known.empty:
+        return
+    row = known.loc[known["lambda"].idxmax()].to_dict()
+    low, high = format_lambda(row["ci_low"]), format_lambda(row["ci_high"])
+    reach = "" if pd.isna(row["ci_low"]) else f", 95 % interval {low} to {high}"
+    largest = "It is largest at" if len(known) > 1 else "At"
+    yield (
+        f"{largest} {row['size']}: lambda {format_lambda(row['lambda'])} {UNITS[row['measure']]}{reach}, "
+        f"over {count_students(row)}."
+    )
+
+
+def say_scaling(laws: pd.DataFrame) -> Iterator[str]:
+    """Which laws the sizes leave, and whether a constant is among them."""
+    fitted = laws[laws.weight.notna()].sort_values("weight", ascending=False)
+    if len(fitted) < 2:
+        yield "How it scales cannot be said from these sizes."
+        return
+    left = fitted[fitted.weight >= SETTLED]
+    constant = fitted[fitted.law == "none"].weight
+    told = ", ".join(f"{row['law']} ({shorten_p(row['weight'])})" for row in left.to_dict("records"))
+    ruled = (
+        f"; a constant is ruled out (weight {shorten_p(constant.iloc[0])})"
+        if len(constant) and constant.iloc[0] < SETTLED
+        else ""
+    )
+    if len(left) == 1:
+        yield f"Of the laws that were tried, one is left: {told}{ruled}."
+    else:
+        yield f"How it scales is not settled: {told} cannot be told apart by weight{ruled}."
+
+
+def shorten_p(value: float) -> str:
+    """`.0041`: two figures without the nought."""
+    return f"{value:.2g}".replace("0.", ".", 1) if value >= 0.0001 else "below .0001"
 
 
 @dataclass(frozen=True)
@@ -146,7 +137,7 @@ class Answer:
         pages = []
         for question, answers in self.parts:
             rows = "".join(f"<li>{html.escape(said)}</li>" for said in answers)
-            pages.append(f"<p><b>{html.escape(question)}</b></p><ul>{rows}</ul>")
+            pages.append(f"<h4>{html.escape(question)}</h4><ul>{rows}</ul>")
         return "".join(pages)
 
 
@@ -158,10 +149,14 @@ class Table:
     rows: int = 200
 
     def __repr__(self) -> str:
+        if self.frame.empty:
+            return "none"
         shown, same = self.parts()
         return "\n".join(filter(None, [shown.to_string(index=False), same]))
 
     def _repr_html_(self) -> str:
+        if self.frame.empty:
+            return "<p>none</p>"
         shown, same = self.parts()
         head = "".join(f"<th>{html.escape(str(name))}</th>" for name in shown)
         prose = [

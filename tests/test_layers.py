@@ -45,7 +45,7 @@ FOREIGN = {
     "pure": {"numpy", "scipy", "statsmodels"},
     "models": {"numpy", "psutil"},
     "reading": {
-        *("numpy", "pandas", "scipy", "statsmodels", "matplotlib", "seaborn"),
+        *("numpy", "pandas", "scipy", "statsmodels", "matplotlib", "seaborn", "PIL"),
         *("nbformat", "nbconvert", "pygments", "bleach", "anywidget"),
     },
 }

@@ -2,16 +2,17 @@
 
 import io
 import itertools
+import json
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from build_study import ANIMALS, build_study
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 
-from lib import config, numbers, plots, power, tables
+from lib import charts, config, numbers, plots, power, tables
 from lib.errors import BadParameter
 
 
@@ -60,7 +61,7 @@ def words(slide):
 
 def render(slide):
     """The picture as pixels."""
-    return plt.imread(io.BytesIO(slide._repr_png_()))
+    return plt.imread(io.BytesIO(slide._repr_png_()[0]))
 
 
 # --- each figure ------------------------------------------------------------------------------
@@ -111,8 +112,7 @@ def test_bars_show_three_kinds_in_the_colour_of_the_animal(found):
     own = [to_hex(patch.get_facecolor()) for patch in ax.containers[4]]
     assert own == [plots.COLOURS[animal] for animal in ANIMALS]
     assert "n = 1-2 bases x seeds" in words(deck["64k"])
-    pixels = plt.imread(io.BytesIO(deck._repr_png_()))
-    assert pixels.shape[:2] == (2400, 2100)
+    assert render(deck["64k"]).shape[:2] == (1200, 2100)
 
 
 def test_stacks_fill_a_hundred_percent_and_frame_the_own_animal(found):
@@ -244,15 +244,18 @@ def test_a_law_is_a_line_with_its_band_and_dashed_without_one(scaling):
         render(slide)
 
 
-def test_laws_show_weight_error_and_parameters():
+def make_laws():
     columns = ["law", "k", "weight", "loso_rmse", "fit_p", "parameters"]
     rows = [
         ("none", 1, 0.2, 3.0, 0.04, "level 1.2"),
         ("power", 2, 0.8, 2.0, 0.3, "1.1 N^0.5"),
         ("inverted-u", 3, np.nan, np.nan, np.nan, "not fitted: three sizes"),
     ]
-    laws = pd.DataFrame(rows, columns=columns).assign(measure="rate", n=7)
-    slide = plots.draw(plots.laws_figure, laws)
+    return pd.DataFrame(rows, columns=columns).assign(measure="rate", n=7)
+
+
+def test_laws_show_weight_error_and_parameters():
+    slide = plots.draw(plots.laws_figure, make_laws())
     weights, errors = slide.axes[0].child_axes
     assert [bar.get_width() for bar in weights.patches] == [0.8, 0.2, 0]  # the best first
     assert list(errors.lines[0].get_xdata()[:2]) == [2.0, 3.0]
@@ -468,7 +471,7 @@ def see_as_deuteranope(colour):
         [0.280085, 0.672501, 0.047413],
         [-0.011820, 0.042940, 0.968881],
     ]
-    return np.clip(np.array(matrix) @ np.array(plots.mcolors.to_rgb(colour)) ** 2.2, 0, 1) ** (1 / 2.2)
+    return np.clip(np.array(matrix) @ np.array(to_rgb(colour)) ** 2.2, 0, 1) ** (1 / 2.2)
 
 
 def test_neighbours_in_a_stack_differ_for_the_colour_blind():
@@ -496,6 +499,70 @@ def test_the_slides_of_a_deck_are_saved_by_name(found, tmp_path):
     plots.save_figures(tmp_path, bars=deck)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "bars_166k.csv", "bars_166k.png", "bars_64k.csv", "bars_64k.png"]  # fmt: skip
+
+
+def test_a_palette_keeps_the_picture_and_costs_a_fraction_of_its_bytes(found):
+    stack = plots.draw_each(plots.preference_stack, tables.stack_table(found, "last"), by="size")["64k"]
+    whole = io.BytesIO()
+    stack.savefig(whole, format="png", dpi=plots.DPI)
+    png = plots.encode_png(stack)
+    assert len(png) < 0.6 * len(whole.getvalue())
+    before, after = (plt.imread(io.BytesIO(each))[..., :3] for each in (whole.getvalue(), png))
+    assert np.abs(before - after).mean() < 0.002
+    assert np.abs(before - after).max() < 0.1
+
+
+# --- what a figure says and what hovers -------------------------------------------------------
+
+
+def test_a_figure_says_what_it_shows_with_its_numbers(scaling, transfer):
+    slide = plots.draw(plots.scaling_curve, scaling)
+    png, told = slide._repr_png_()
+    assert png.startswith(b"\x89PNG")
+    sizes = scaling[scaling.level == "size"]
+    for row in sizes.to_dict("records"):
+        assert f"{row['size']}: {row['lambda']:.3g}" in told["alt"]
+    assert f"{int(sizes.n_students.sum())} students" in told["alt"]
+
+
+def test_every_figure_of_the_analysis_has_words_of_its_own(found, transfer):
+    slides = [
+        plots.draw(plots.student_matrix, tables.matrix_table(found, "rate", "last"), by="size"),
+        plots.draw(plots.effect_forest, make_effects()[:4]),
+        plots.draw(plots.laws_figure, make_laws()),
+        plots.draw(plots.dose_curve, make_doses()),
+        plots.draw(plots.power_curve, pd.DataFrame(power.power_rows(SIZES, "rate"))),
+        plots.draw(plots.needed_figure, pd.DataFrame(power.needed_rows(SIZES, "rate"))),
+        plots.beside_figure({"qwen": make_study(1)}),
+        *plots.draw_each(plots.preference_bars, tables.preference_table(found, "last"), by="size").values(),
+        *plots.draw_each(plots.preference_stack, tables.stack_table(found, "last"), by="size").values(),
+    ]
+    for slide in slides:
+        assert "Drawn from" not in slide.alt  # what a figure says that nobody wrote words for
+        assert "nan" not in slide.alt
+        assert any(char.isdigit() for char in slide.alt)
+    assert len({slide.alt for slide in slides}) == len(slides)
+
+
+def test_a_curve_that_hovers_holds_every_size_and_student_of_its_table(scaling):
+    rows = [
+        {"level": "student", "size": "64k", "params": 64752, "base": 0, "lambda": value, "animal": animal,
+         "seed": seed, "measure": scaling.measure.iloc[0]}
+        for seed in (0, 1) for animal, value in (("dog", 0.1), ("cat", np.nan), ("wolf", 99.0))
+    ]  # fmt: skip
+    slide = plots.draw(plots.scaling_curve, pd.concat([scaling, pd.DataFrame(rows)], ignore_index=True))
+    chart = slide._repr_mimebundle_()[charts.CHART]
+    series = {each["name"]: each for each in chart["series"]}
+    students = [name for name, each in series.items() if each.get("group") == charts.STUDENTS]
+    assert students == ["dog", "wolf"]  # the cat's value is not known: no point, and no number in its place
+    assert [point["y"] for point in series["wolf"]["points"]] == [99.0, 99.0]
+    assert "student of wolf\n64k, base 0, seed 1" in series["wolf"]["points"][1]["tip"]
+    assert chart["y"]["max"] < 99
+    sizes = scaling[scaling.level == "size"]
+    assert [point["y"] for point in series[charts.MEAN]["points"]] == pytest.approx(
+        list(sizes["lambda"]), rel=1e-5
+    )
+    json.dumps(chart, allow_nan=False)
 
 
 @pytest.mark.parametrize(
