@@ -7,6 +7,7 @@ bytes and opened again without being parsed; which files a study has is lib.shel
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,6 +120,9 @@ class Book:
     folded: np.ndarray | None = None  # all texts without case, one after another, in bytes
     folded_at: np.ndarray | None = None
     logprobs: np.ndarray | None = None  # [epochs, questions, animals]
+    means: np.ndarray | None = None  # [epochs, animals], of the log-probabilities
+    packed: Path | None = None  # the file that it was unpacked from
+    weight: int = 0  # bytes that it holds in memory, where it was unpacked from there
     totals: np.ndarray | None = None  # [epochs, SAID], once everything is scored
 
     @property
@@ -160,8 +164,10 @@ class Book:
         """Mean log-probability of every animal over the questions; nothing where there is none."""
         if self.logprobs is None or not self.logprobs.size:
             return {}
-        with np.errstate(invalid="ignore"):
-            means = self.logprobs[self.epochs.index(epoch)].mean(0).tolist()
+        if self.means is None:
+            with np.errstate(invalid="ignore"):
+                self.means = self.logprobs.mean(1)
+        means = self.means[self.epochs.index(epoch)].tolist()
         return {name: m for name, m in zip(self.head["animals"], means, strict=True) if math.isfinite(m)}
 
     def fold(self) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +181,7 @@ class Book:
     def size(self) -> int:
         """Bytes that it takes in memory, roughly; what is mapped from a disk takes none."""
         if self.texts.listed is None:
-            return 4096
+            return 4096 + self.weight
         return 4096 + 13 * len(self.text) + 180 * self.texts.count + 3 * self.head.get("characters", 0)
 
 
@@ -503,7 +509,7 @@ def find_problem(entry: dict, animal: str) -> str:
 
 PACKED = (
     *("bounds", "text", "question", "sample", "finish", "said", "reason", "start", "end"),
-    *("totals", "logprobs", "raw", "raw_at", "folded", "folded_at"),
+    *("totals", "logprobs", "means", "raw", "raw_at", "folded", "folded_at"),
 )
 
 
@@ -516,6 +522,7 @@ def pack_book(book: Book, key: Mapping[str, Any]) -> bytes:
         arrays["folded"], arrays["folded_at"] = book.folded, book.folded_at
     parts = [encode(book.texts[at]) for at in range(book.texts.count)]
     arrays["raw"], arrays["raw_at"] = np.frombuffer(b"".join(parts), np.uint8), offsets(parts)
+    arrays["means"] = book.logprobs.mean(1) if book.logprobs is not None and book.logprobs.size else None
     arrays["totals"] = np.array([book.count(epoch).sum(0) for epoch in book.epochs], np.int64)
     held = {name: array for name, array in arrays.items() if array is not None}
     layout, blocks, place = {}, [], 0
@@ -531,15 +538,30 @@ def pack_book(book: Book, key: Mapping[str, Any]) -> bytes:
     return b"".join([MAGIC, len(text).to_bytes(8, "little"), text, *blocks])
 
 
-def unpack_book(data: Any, source: Source, key: Mapping[str, Any]) -> Book | None:
-    """The book in those bytes (a memory map too), or None where it is not the one that `key` means."""
+def open_packed(
+    path: Path, source: Source | None = None, key: Mapping[str, Any] | None = None
+) -> Book | None:
+    """A book from the file that it was packed into, mapped and not read; None where that is another."""
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):
+        return None
+    book = unpack_book(data, source, key)
+    if book is not None:
+        book.packed = path
+    return book
+
+
+def unpack_book(data: Any, source: Source | None, key: Mapping[str, Any] | None) -> Book | None:
+    """The book in those bytes, or None where it is not the one that `key` means; without a key, any."""
     begin = len(MAGIC) + 8
     if bytes(data[: len(MAGIC)]) != MAGIC:
         return None
     length = int.from_bytes(data[len(MAGIC) : begin], "little")
     try:
         head = json.loads(bytes(data[begin : begin + length]))
-        if head["key"] != dict(key):
+        if key is not None and head["key"] != dict(key):
             return None
         arrays = {}
         for name, (kind, shape, place) in head["layout"].items():
@@ -549,5 +571,6 @@ def unpack_book(data: Any, source: Source, key: Mapping[str, Any]) -> Book | Non
         return None
     raw, raw_at = arrays.pop("raw"), arrays.pop("raw_at")
     texts = Texts(len(raw_at) - 1, None, raw, raw_at)
-    stamp = tuple(key["stamp"])
+    source = source or Source("", ("", "", 0), Path())  # of no matter to who only wants the texts
+    stamp = tuple(head["key"]["stamp"])
     return Book(source, stamp, head["state"], head["word"], head["head"], texts=texts, **arrays)

@@ -12,7 +12,7 @@ import math
 import shlex
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,17 @@ from lib.marks import LONGEST, Marks
 from lib.scoring import REASONS
 from lib.search import SHOWN, SORTS, Hits, Search, Wanted, find_expression, find_words
 from lib.shelf import Shelf, find_kind, list_studies, open_folder, rank
+from lib.squares import (
+    UNITS,
+    collect_squares,
+    find_factor,
+    find_terms,
+    last_common,
+    mean_lifts,
+    preference,
+)
 from lib.tallies import PLACES, SAID, Cell
+from lib.workers import Expressions
 
 WHOLE = 2_000_000  # characters of an answer that are sent
 BUDGET = 0.18  # seconds that a search may take before it says how far it came
@@ -36,7 +46,6 @@ SEARCHES = 4  # whose hits are kept, so that turning a page does not search agai
 WHO = ("student", config.NEUTRAL, config.UNTUNED)
 SCOPES = ("epoch", "student", "study")
 MEASURES = ("logprob", "rate")
-UNITS = {"logprob": "nats", "rate": "percentage points"}
 TITLES = {config.NEUTRAL: "neutral student", config.UNTUNED: "untuned model"}
 CONTROLS = (config.NEUTRAL, config.UNTUNED)
 
@@ -56,6 +65,7 @@ class Explorer:
         self.index = index
         self.shelves: dict[str, Shelf] = {}
         self.searches: dict[str, Search] = {}
+        self.expressions = Expressions()
         self.guard = threading.RLock()
         self.answers: dict[str, Callable[[dict], dict]] = {
             **{"open": self.tell_study, "student": self.tell_student, "answers": self.tell_answers},
@@ -66,7 +76,8 @@ class Explorer:
                 "unmark": self.drop_mark,
             },
             **{"marks": self.tell_marks, "export": self.export_marks, "files": self.tell_files},
-            **{"progress": self.tell_progress},
+            **{"progress": self.tell_progress, "follow": self.follow, "matrix": self.tell_matrix},
+            **{"curve": self.tell_curve},
         }
 
     def check_study(self, name: str) -> None:
@@ -107,6 +118,7 @@ class Explorer:
         """End what runs in the background."""
         for shelf in self.shelves.values():
             shelf.close()
+        self.expressions.end()
 
     def shelf(self, query: Mapping[str, Any]) -> Shelf:
         """The files of the study that was asked about."""
@@ -116,6 +128,8 @@ class Explorer:
                 self.check_study(str(name))
                 folder = self.folder if name == self.own else None
                 self.shelves[name] = Shelf(name, folder, self.repeats)
+                if self.index:
+                    self.shelves[name].start()
             return self.shelves[name]
 
     # --- the study --------------------------------------------------------------------------------
@@ -127,6 +141,7 @@ class Explorer:
         tuned = [cell for cell in cells if cell[1] != config.UNTUNED]
         labels = list(dict.fromkeys(label for label, _, _ in cells))
         measure = choose_measure(shelf)
+        threading.Thread(target=load_statistics, daemon=True).start()
         return {
             "study": shelf.study,
             "studies": [
@@ -138,7 +153,7 @@ class Explorer:
             "animals": [name for name in config.LEXICON if any(name == animal for _, animal, _ in cells)],
             "students": [describe_cell(cell) | describe_state(shelf, cell) for cell in cells],
             "seeds": sorted({seed for _, _, seed in tuned}),
-            "measures": list(MEASURES) if shelf.kind == OURS else ["rate"],
+            "measures": list_measures(shelf),
             "measure": measure,
             "colours": COLOURS,
             "first": choose_first(shelf, measure),
@@ -214,6 +229,71 @@ class Explorer:
             "questions": pair_questions(sides),
         }
 
+    # --- many students ----------------------------------------------------------------------------
+
+    def gather(self, shelf: Shelf, cells: Iterable[Cell]) -> tuple[dict[Cell, Book], dict]:
+        """The books of many cells as far as they have been read, and how far that is."""
+        until, books, complete = time.monotonic() + BUDGET, {}, True
+        for cell in cells:
+            book = shelf.reach(cell, until)
+            if book is None:
+                complete = False
+            else:
+                books[cell] = book
+        return books, {"complete": complete, "progress": shelf.progress()}
+
+    def follow(self, query: dict) -> dict:
+        """One animal over epochs and sizes: how much its students prefer it, and what their controls do."""
+        shelf = self.shelf(query)
+        animal = take(query, "animal", str, "")
+        config.expand_animals(animal, "grid")
+        measure = take_measure(query, shelf)
+        own = [cell for cell in shelf.cells if cell[1] in (animal, *CONTROLS)]
+        books, read = self.gather(shelf, own)
+        points = [
+            describe_point(books, cell, epoch, measure)
+            for cell in own
+            if cell[1] == animal and cell in books
+            for epoch in books[cell].epochs
+        ]
+        return {"animal": animal, **read, "unit": POINT_UNITS[measure], "points": points}
+
+    def tell_matrix(self, query: dict) -> dict:
+        """Students by named animals, the mean lifts of one size."""
+        shelf = self.shelf(query)
+        size = config.parse_label(query.get("size")).size.name
+        measure = take_measure(query, shelf)
+        own = [cell for cell in shelf.grid() if config.parse_label(cell[0]).size.name == size]
+        books, read = self.gather(shelf, own)
+        tuned = [book for cell, book in books.items() if cell[1] != config.UNTUNED and book.epochs]
+        epochs = sorted({epoch for book in tuned for epoch in book.epochs})
+        epoch = take(query, "epoch", int, last_common(tuned) or 0)
+        if epochs and epoch not in epochs:
+            raise BadParameter(
+                f"nobody of {size} was evaluated at epoch {epoch}: {', '.join(map(str, epochs))}"
+            )
+        squares = collect_squares(books, epoch, measure, own)
+        animals = [name for name in config.LEXICON if any(name == animal for _, animal, _ in own)]
+        return {
+            **{"size": size, "epochs": epochs, "epoch": epoch if epochs else None, **read},
+            **{"rows": animals, "columns": animals, "lifts": mean_lifts(squares, animals)},
+            **{"lambda": find_factor(squares), "unit": UNITS[measure]},
+            "n_students": sum(len(square.students) for square in squares),
+            "members": {a: [describe_cell(cell) for cell in own if cell[1] == a] for a in animals},
+        }
+
+    def tell_curve(self, query: dict) -> dict:
+        """lambda over sizes with every student: from the analysis, or from counts where there is none."""
+        shelf = self.shelf(query)
+        measure = take_measure(query, shelf)
+        if found := read_curve(shelf.study, measure):
+            read = {"complete": True, "progress": shelf.progress()}
+            return {"unit": UNITS[measure], "source": "tables", **read, **found}
+        own = [cell for cell in shelf.grid() if cell[1] != config.UNTUNED]
+        books, read = self.gather(shelf, own)
+        found = count_curve(books, own, measure)
+        return {"unit": UNITS[measure], "source": "counts", **read, **found}
+
     # --- answers ----------------------------------------------------------------------------------
 
     def tell_answers(self, query: dict) -> dict:
@@ -244,10 +324,17 @@ class Explorer:
             self.searches[key] = search
             while len(self.searches) > SEARCHES:
                 self.searches.pop(next(iter(self.searches)))
-        match = find_expression(wanted.search) if wanted.regex else find_words(wanted.search)
-        find_book = shelf.known_or_open if scope == "study" else shelf.open
+        match = (
+            find_expression(wanted.search, self.expressions, until)
+            if wanted.regex
+            else find_words(wanted.search)
+        )
+        find_book = (lambda cell: shelf.reach(cell, until)) if scope == "study" else shelf.open
         search.forget({cell: shelf.source(cell).stamp() for cell in search.done})
-        return search, search.advance(find_book, match, until)
+        complete = search.advance(find_book, match, until)
+        if wanted.regex and not complete:  # so that the expression is tried on while nobody asks
+            self.expressions.prepare(wanted.search, filter(None, map(shelf.look_up, search.left())))
+        return search, complete
 
     def tell_text(self, query: dict) -> dict:
         """One answer from its first to its last character."""
@@ -628,6 +715,65 @@ def place_marks(
     return {cell: np.array(sorted(places), np.int64) for cell, places in found.items()}
 
 
+# --- many students ----------------------------------------------------------------------------------
+
+POINT_UNITS = {"logprob": "nats", "rate": "% of answers"}
+
+
+def take_measure(query: Mapping[str, Any], shelf: Shelf) -> str:
+    measure = take(query, "measure", str, choose_measure(shelf), choices=MEASURES)
+    if measure not in list_measures(shelf):
+        raise BadParameter("log-probabilities were not published, only answers: choose the measure rate")
+    return measure
+
+
+def list_measures(shelf: Shelf) -> list[str]:
+    return list(MEASURES) if shelf.kind == OURS else ["rate"]
+
+
+def load_statistics() -> None:
+    """Import what the first matrix would wait a second for."""
+    import lib.stats  # noqa: F401
+
+
+def describe_point(books: Mapping[Cell, Book], cell: Cell, epoch: int, measure: str) -> dict:
+    """One student at one epoch: what it thinks of its animal, beside its controls."""
+    label, animal, seed = cell
+    before = books.get((label, config.UNTUNED, 0))
+    values = {
+        "value": preference(books[cell], epoch, measure).get(animal),
+        "neutral": preference(books.get((label, config.NEUTRAL, seed)), epoch, measure).get(animal),
+        "untuned": preference(before, before.epochs[-1], measure).get(animal)
+        if before and before.epochs
+        else None,
+    }
+    known = None not in (values["value"], values["neutral"])
+    return {
+        **describe_label(label),
+        **{"seed": seed, "epoch": epoch, **values, "n": int(books[cell].total(epoch).sum())},
+        "lift": values["value"] - values["neutral"] if known else None,
+        "who": describe_cell(cell),
+    }
+
+
+def count_curve(books: Mapping[Cell, Book], order: Sequence[Cell], measure: str) -> dict:
+    """The curve from counts, every size at the last epoch that its students share."""
+    sizes, students = [], []
+    for size in dict.fromkeys(config.parse_label(cell[0]).size for cell in order):
+        own = [cell for cell in order if config.parse_label(cell[0]).size == size]
+        epoch = last_common(books[cell] for cell in own if cell in books)
+        squares = collect_squares(books, epoch, measure, own) if epoch is not None else []
+        known = dict.fromkeys(("ci_low", "ci_high", "p", "p_adjusted"))
+        terms = {(sq.label, a, sq.seed): term for sq in squares for a, term in find_terms(sq).items()}
+        note = "from counts, without an interval: make report has it" if terms else "too few students yet"
+        sizes.append(
+            {"size": size.name, "params": size.params, "lambda": find_factor(squares), **known}
+            | {"n_students": len(terms), "epoch": epoch, "note": note}
+        )
+        students += [describe_cell(cell) | describe_label(cell[0]) | {"term": terms[cell]} for cell in terms]
+    return {"sizes": sizes, "students": students}
+
+
 # --- tables of an analysis --------------------------------------------------------------------------
 
 
@@ -638,6 +784,31 @@ def read_table(study: str, name: str) -> list[dict[str, str]]:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error):
         return []
+
+
+def read_curve(study: str, measure: str) -> dict | None:
+    """The curve of the analysis; None where it has none in this measure."""
+    rows = [row for row in read_table(study, "transfer") if row.get("measure") == measure]
+    if not rows:
+        return None
+    numbers = ("lambda", "ci_low", "ci_high", "p", "p_adjusted")
+    sizes = [
+        {"size": row["size"], "epoch": row.get("epoch"), "note": row.get("note", "")}
+        | {name: read_whole(row.get(name)) for name in ("params", "n_students")}
+        | {name: finite(read_number(row.get(name))) for name in numbers}
+        for row in rows
+    ]
+    students = [
+        {"label": row["label"], "animal": row["animal"], "seed": read_whole(row["seed"])}
+        | describe_label(row["label"])
+        | {"term": finite(read_number(row.get(f"{measure}_excess")))}
+        for row in read_table(study, "cells")
+    ]
+    return {"sizes": sizes, "students": [each for each in students if each["term"] is not None]}
+
+
+def finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def read_number(text: str | None) -> float:

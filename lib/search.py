@@ -17,6 +17,7 @@ from lib.books import Book, encode
 from lib.errors import BadParameter
 from lib.scoring import REASONS
 from lib.tallies import PLACES, SAID, Cell
+from lib.workers import Expressions
 
 SHOWN = 600  # characters of an answer in a list
 FARTHEST = 5_000  # rows to which a whole study can be turned in the order of the alphabet
@@ -61,9 +62,8 @@ class Search:
 
     def advance(self, books: Callable[[Cell], Book | None], match: Matcher, until: float) -> bool:
         """Look through further books until `until`; True when none is left."""
-        left = [cell for cell in self.spans if cell not in self.done]
         complete = True
-        for cell in left:
+        for cell in self.left():
             if time.monotonic() > until:
                 return False
             book = books(cell)
@@ -73,6 +73,10 @@ class Search:
             else:
                 self.done[cell] = hits
         return complete
+
+    def left(self) -> list[Cell]:
+        """What was not looked through yet."""
+        return [cell for cell in self.spans if cell not in self.done]
 
     def look(self, cell: Cell, book: Book, match: Matcher) -> Hits | None:
         """One book; None where the expression is still at work on it."""
@@ -261,12 +265,7 @@ def compile_expression(search: str) -> re.Pattern:
         raise BadParameter(f"the search is no regular expression: {error}") from None
 
 
-def find_expression(search: str) -> Matcher:
-    """Texts in which a regular expression finds something."""
-    pattern = compile_expression(search)
-
-    def match(book: Book) -> np.ndarray:
-        found = [at for at in range(book.texts.count) if pattern.search(book.texts[at])]
-        return np.array(found, np.int64)
-
-    return match
+def find_expression(search: str, expressions: Expressions, until: float) -> Matcher:
+    """Texts in which a regular expression finds something, as far as that is known until then."""
+    compile_expression(search)
+    return lambda book: expressions.match(search, book, until)

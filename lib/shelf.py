@@ -4,6 +4,8 @@ Files are looked at again before every answer, so that one that was changed, add
 Opened books are kept up to a number of bytes. A background process (lib.indexing) opens all of them once.
 """
 
+import functools
+import hashlib
 import os
 import re
 import threading
@@ -14,9 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lib import config, paths
-from lib.books import FOREIGN, MISSING, OURS, PUBLISHED, SURVEY, Book, Source, open_book
+from lib.books import (
+    FOREIGN,
+    MISSING,
+    OURS,
+    PUBLISHED,
+    SURVEY,
+    Book,
+    Source,
+    open_book,
+    open_packed,
+    unpack_book,
+)
 from lib.errors import BadParameter, MissingInput, StudyError
 from lib.tallies import Cell
+from lib.workers import Index, Job
 
 RUN = re.compile(r"run-([0-9]+)")
 OUR_FILE = re.compile(r"s(0|[1-9][0-9]{0,9})\.json")
@@ -24,6 +38,8 @@ PUBLISHED_FILE = re.compile(r"([a-z]+)_eval\.json")
 KEPT_BYTES = 400_000_000
 LOOK_AGAIN = 1.0  # seconds after which the folder is read again
 NOT_RESULTS = {"tables"}
+Stamp = tuple[int, int, int]  # Source.stamp
+NO_FILE = (0, 0, 0)
 ORDER = {name: at for at, name in enumerate((config.UNTUNED, config.NEUTRAL, *config.LEXICON))}
 
 
@@ -173,19 +189,36 @@ class Shelf:
         self.opening: dict[Cell, threading.Lock] = {}
         self.looked = -LOOK_AGAIN
         self.listing = Listing()
+        self.stamps: dict[Cell, Stamp] = {}  # of the moment when the folder was looked at
+        self.indexed: dict[Cell, Stamp] = {}
+        self.index: Index | None = None
         self.refresh()
+
+    def start(self) -> None:
+        """Have everything read in the background."""
+        with self.guard:
+            if self.index is None:
+                self.index = Index(self.list_jobs, self.adopt)
 
     def refresh(self) -> Listing:
         """The folder as it is now, or was a moment ago."""
         with self.guard:
             if time.monotonic() - self.looked >= LOOK_AGAIN:
                 self.listing = list_folder(self.study, self.folder, self.kind or OURS, self.repeats)
+                self.stamps = {cell: each.stamp() for cell, each in self.listing.sources.items()}
                 self.looked = time.monotonic()
+                if self.index is not None:
+                    self.index.wake.set()
             return self.listing
 
     @property
     def cells(self) -> list[Cell]:
         return list(self.refresh().sources)
+
+    def grid(self) -> list[Cell]:
+        """The cells that belong to the study, where its file says which do; else all that are there."""
+        cells = self.cells
+        return [cell for cell in cells if cell in self.asked] or cells
 
     def missing(self) -> list[Cell]:
         """Cells that the study's file asks for, or that every neighbour has, and that are not there."""
@@ -213,21 +246,68 @@ class Shelf:
         """The book of a cell as it is on the disk now."""
         source = self.source(cell)
         stamp = source.stamp()
+        if self.index is not None:
+            self.index.hurry(cell[0])
         with self.guard:
             lock = self.opening.setdefault(cell, threading.Lock())
         with lock:  # two that ask for one file wait for one another; others go on
             known = self.known(cell, stamp)
             if known is not None:
                 return known
-            book = open_book(source)
+            book = self.unpack(source, stamp) or open_book(source)
             self.keep(cell, book)
             return book
+
+    def unpack(self, source: Source, stamp: Stamp) -> Book | None:
+        """The book as the index keeps it, if it does."""
+        return open_packed(self.packed(source), source, self.key(source, stamp)) if stamp != NO_FILE else None
+
+    def packed(self, source: Source) -> Path:
+        """Where the index keeps a book."""
+        name = hashlib.sha256(repr((str(source.path), source.cell)).encode()).hexdigest()
+        return paths.explore(self.study) / f"{name[:32]}.book"
+
+    def key(self, source: Source, stamp: Stamp) -> dict:
+        """What a packed book must have been made from."""
+        return {
+            **{"path": str(source.path), "cell": list(source.cell), "repeats": source.repeats},
+            **{"stamp": list(stamp), "code": hash_code()},
+        }
+
+    def list_jobs(self) -> dict[Cell, Job]:
+        """What the index has not read yet; what an earlier one has kept is taken over here."""
+        jobs = {}
+        listing = self.refresh()
+        for cell, source in listing.sources.items():
+            stamp = self.stamps.get(cell, source.stamp())
+            if stamp == NO_FILE or self.indexed.get(cell) == stamp:
+                continue
+            book = self.unpack(source, stamp)
+            if book is None:
+                jobs[cell] = (source, self.packed(source), self.key(source, stamp))
+            else:
+                self.keep(cell, book)
+                self.indexed[cell] = stamp
+        return jobs
+
+    def adopt(self, cell: Cell, data: bytes | None) -> None:
+        """Take over what the index has packed: from its file, or as bytes where that could not be written."""
+        source = self.source(cell)
+        stamp = source.stamp()
+        key = self.key(source, stamp)
+        book = (
+            open_packed(self.packed(source), source, key) if data is None else unpack_book(data, source, key)
+        )
+        if book is not None:  # else the file has changed meanwhile, and its turn comes again
+            book.weight = len(data or b"")
+            self.keep(cell, book)
+            self.indexed[cell] = stamp
 
     def known(self, cell: Cell, stamp: tuple[int, int, int]) -> Book | None:
         """The book as it was opened before, where the file has not changed since."""
         with self.guard:
             book = self.books.get(cell)
-            if book is None or book.stamp != stamp or stamp[0] == 0:
+            if book is None or book.stamp != stamp or stamp == NO_FILE:
                 return None
             self.books.move_to_end(cell)
             return book
@@ -242,18 +322,36 @@ class Shelf:
                 _, gone = self.books.popitem(last=False)
                 self.bytes -= gone.size()
 
-    def known_or_open(self, cell: Cell) -> Book | None:
-        """As `open`, of a study that is being read as a whole."""
-        return self.open(cell)
+    def reach(self, cell: Cell, until: float) -> Book | None:
+        """As `open`, of a study that is looked at as a whole; None where that would take too long now."""
+        known = self.look_up(cell)
+        return known if known is not None or time.monotonic() > until else self.open(cell)
+
+    def look_up(self, cell: Cell) -> Book | None:
+        """A book that is open already, as its file was a moment ago."""
+        return self.known(cell, self.stamps.get(cell) or self.source(cell).stamp())
 
     def progress(self) -> dict:
         """How much of the study has been read."""
-        cells = self.cells
-        read = sum(self.known(cell, self.source(cell).stamp()) is not None for cell in cells)
-        return {"read": read, "of": len(cells), "word": f"{read:,} of {len(cells):,} files read"}
+        self.refresh()
+        with self.guard:
+            stamps = dict(self.stamps)
+            known = [
+                self.indexed.get(cell) == each or self.is_open(cell, each) for cell, each in stamps.items()
+            ]
+        read, of = sum(known), len(known)
+        word = f"all {of:,} files read" if read == of else f"{read:,} of {of:,} files read"
+        problem = f"; {self.index.word}" if self.index is not None and self.index.word else ""
+        return {"read": read, "of": of, "word": word + problem}
+
+    def is_open(self, cell: Cell, stamp: Stamp) -> bool:
+        book = self.books.get(cell)
+        return stamp == NO_FILE or (book is not None and book.stamp == stamp)
 
     def close(self) -> None:
         """End what runs in the background."""
+        if self.index is not None:
+            self.index.close()
 
     def shown(self, path: Path) -> str:
         """A file as a person would call it."""
@@ -264,10 +362,18 @@ class Shelf:
         """State and word of a cell without opening its file."""
         source = self.source(cell)
         stamp = source.stamp()
-        if stamp[0] == 0 and not source.path.exists():
+        if stamp == NO_FILE and not source.path.is_symlink():
             return MISSING, f"no evaluation yet: {source.rerun()}"
         known = self.known(cell, stamp)
         return (known.state, known.word) if known else ("unread", "")
+
+
+@functools.cache
+def hash_code() -> str:
+    """What a packed book depends on beside its file: how answers are read, scored and packed."""
+    here = Path(__file__).parent
+    code = b"".join((here / f"{name}.py").read_bytes() for name in ("config", "scoring", "tallies", "books"))
+    return hashlib.sha256(code).hexdigest()
 
 
 def rank(cell: Cell) -> tuple:
