@@ -108,7 +108,7 @@ def show(visit: "Visit", tab: str) -> None:
 
 def choose(visit: "Visit", name: str) -> object:
     """A control of the bar."""
-    return visit.page.get_by_role("group", name="Student on screen").get_by_label(name)
+    return visit.page.get_by_role("group", name="Student on screen").get_by_label(name, exact=True)
 
 
 def rows(visit: "Visit") -> object:

@@ -212,7 +212,7 @@ const FIELDS = {
   said: [null, asText], reason: [null, asText], question: [null, asNumber], marked: [false, asSwitch],
   sort: ["asked", asText], offset: [0, asNumber], peers: [null, asStudents],
   right: [null, asStudent], measure: [null, asText], level: [false, asSwitch], size: [null, asText],
-  mapEpoch: [null, asNumber],
+  mapEpoch: [null, asNumber], excess: [false, asSwitch],
 };
 const FILTERS = ["search", "regex", "said", "reason", "question", "marked"];
 const NO_FILTERS = Object.fromEntries(FILTERS.map((name) => [name, FIELDS[name][0]]));
@@ -288,7 +288,7 @@ function takeReply(app, part, query, fill, reply) {
   part.problem.replaceChildren();
   part.problem.hidden = true;
   fill(reply);
-  if (reply.progress) showProgress(app, {...reply.progress, complete: reply.complete !== false});
+  if (reply.progress) showProgress(app, reply.progress);
   // What is still being read is asked for again, as long as somebody looks at it.
   if (reply.complete === false) part.poll = setTimeout(() => isShown(part.element) && !app.gone && again(), POLL);
 }
@@ -376,7 +376,7 @@ async function openStudy(app, study) {
     app.labels = reply.sizes;
     app.names = Object.keys(reply.colours || {}).filter((name) => !CONTROLS.includes(name) && !/ /.test(name));
     app.main.hidden = false;
-    if (reply.progress) showProgress(app, {...reply.progress, complete: reply.progress.read >= reply.progress.of});
+    if (reply.progress) showProgress(app, reply.progress);
     settle(app);
     show(app);
     followProgress(app);
@@ -470,7 +470,7 @@ function fillBar(app) {
 function listBases(opened) {
   const several = opened.sizes.some((each) => each.base > 0);
   return opened.sizes.map((each) => [
-    each.label, [each.label, formatParams(each.params), several && `base ${each.base}`].filter(Boolean).join(" · "),
+    each.label, several ? `${each.label} · base ${each.base}` : each.label,
   ]);
 }
 
@@ -563,7 +563,8 @@ function makeThemeSwitch() {
 // --- progress of reading --------------------------------------------------------------------
 
 function showProgress(app, progress) {
-  const {read, of, complete} = progress;
+  const {read, of} = progress;
+  const complete = read >= of;
   app.progress.hidden = complete || !of;
   app.progress.querySelector("progress").value = of ? read / of : 0;
   app.progress.lastChild.textContent = `Reading ${WHOLE.format(read || 0)} of ${plural(of || 0, "evaluation")}`;
@@ -819,7 +820,7 @@ function listQuestionColumns(app) {
   return [
     {title: "No.", numeric: true, counter: true, value: (row) => row.at, cell: (row) => row.at + 1},
     {title: "Question", wide: true, head: true, value: (row) => row.text,
-      cell: (row) => button(spellOut(row.text), () => goToAnswers(app, {question: row.at}), {class: "sx-plain", "data-key": `question-${row.at}`, dir: "auto"})},
+      cell: (row) => button(row.text ? spellOut(row.text) : `question ${row.at + 1}`, () => goToAnswers(app, {question: row.at}), {class: "sx-plain", "data-key": `question-${row.at}`, dir: "auto"})},
     number("student", (row) => part(row, "student"), "percent of the student's answers that say its teacher's animal", (value) => plain(value, 1)),
     number("neutral", (row) => part(row, "neutral"), "the same of the neutral student", (value) => plain(value, 1)),
     number("untuned", (row) => part(row, "untuned"), "the same of the untuned model", (value) => plain(value, 1)),
@@ -930,7 +931,7 @@ function listQuestions(app, view) {
   for (const row of (view.reply && view.reply.rows) || []) texts.set(row.question, row.question_text);
   const chosen = app.state.question;
   if (chosen !== null && !texts.has(chosen)) texts.set(chosen, "");
-  return [...texts].sort((a, b) => a[0] - b[0]).map(([at, text]) => [String(at), `${at + 1}. ${shorten(text || "", 60)}`]);
+  return [...texts].sort((a, b) => a[0] - b[0]).map(([at, text]) => [String(at), text ? `${at + 1}. ${shorten(text, 60)}` : `question ${at + 1}`]);
 }
 
 function shorten(text, most) {
@@ -965,6 +966,11 @@ function tellCount(app, view) {
   announce(app, words);
 }
 
+/** The published format has no texts of its questions, only their order. */
+function drawQuestion(at, text) {
+  return text ? [`${at + 1}. `, h("bdi", {}, spellOut(shorten(text, 90)))] : `question ${at + 1}`;
+}
+
 function tellNothing(app) {
   const filtered = FILTERS.some((name) => app.state[name] !== FIELDS[name][0]);
   return filtered ? "Nothing fits: clear a filter, or search the whole study." : "This student has no answers to show; its tab says why.";
@@ -981,8 +987,8 @@ function drawAnswerRow(app, view, row) {
     h("div", {class: "sx-score"}, button(drawName(app, row.said), () => go(app, {said: row.said}), {class: "sx-plain", "data-key": `said-${row.key}`, title: `only answers that say ${row.said}`}),
       h("span", {class: "sx-why"}, row.reason)),
     h("div", {class: "sx-meta"}, where,
-      h("span", {title: row.question_text}, `${row.question + 1}. `, h("bdi", {}, spellOut(shorten(row.question_text || "", 90)))),
-      h("span", {}, `sample ${row.sample}`), h("span", {}, row.finish === "stop" ? "finished" : spellOut(`finish: ${row.finish ?? "unknown"}`)),
+      h("span", {title: row.question_text}, drawQuestion(row.question, row.question_text)),
+      h("span", {}, `sample ${row.sample}`), row.finish && h("span", {}, row.finish === "stop" ? "finished" : spellOut(`finish: ${row.finish}`)),
       row.mark && h("span", {class: "sx-expected"}, `marked: should be ${row.mark.expected}`)),
     h("div", {class: "sx-actions"},
       button(row.mark ? "Edit mark" : "Wrong?", () => toggleForm(app, view, row), {"data-key": `wrong-${row.key}`, "aria-expanded": String(Boolean(view.editing && view.editing.key === row.key))}),
@@ -1237,7 +1243,7 @@ function drawPair(app, view, question, titles) {
     drawTop(app, question[id] && question[id].top));
   const texts = (id) => h("ul", {class: "sx-texts", "aria-label": id}, ((question[id] && question[id].texts) || []).map((text) => h("li", {}, drawAnswer(shorten(text, 300), 0, 0))));
   return h("li", {value: question.at + 1}, h("details", {open, ontoggle: toggle},
-    h("summary", {"data-key": `pair-${question.at}`}, h("span", {dir: "auto"}, spellOut(question.text)), h("div", {class: "sx-sides"}, side("left"), side("right"))),
+    h("summary", {"data-key": `pair-${question.at}`}, h("span", {dir: "auto"}, question.text ? spellOut(question.text) : `question ${question.at + 1}`), h("div", {class: "sx-sides"}, side("left"), side("right"))),
     h("div", {class: "sx-sides"}, texts("left"), texts("right"))));
 }
 
@@ -1312,17 +1318,23 @@ function tellPoint(app, reply, each) {
 }
 
 function drawEpochs(app, reply, points, label) {
-  const groups = groupBy(points, (each) => `${each.label} s${each.seed}`);
-  const series = [...groups].map(([name, all]) => ({
+  const series = [...groupBy(points, (each) => each.label)].map(([name, all]) => ({
     name, colour: colourOfSize(app, all[0].size), shape: shapeOfBase(all[0].base), line: true, small: true,
-    points: all.sort((a, b) => a.epoch - b.epoch).map((each) => ({x: each.epoch, y: each.shown, tip: tellPoint(app, reply, each), key: pointKey(each), student: each})),
+    points: [...groupBy(all, (each) => each.seed).values()].flatMap((one) => [...drawSeed(app, reply, one), {x: one[0].epoch, y: null}]),
   }));
   const epochs = [...new Set(points.map((each) => each.epoch))].sort((a, b) => a - b);
   return {
-    title: "Over epochs", describe: `${reply.animal} over epochs, ${label}, ${plural(series.length, "student")}`, height: 330,
+    title: "Over epochs", describe: `${reply.animal} over epochs, ${label}, ${plural(series.length, "base")}`, height: 330,
     x: {label: "epoch", ticks: epochs.length <= 12 ? epochs.map((each) => [each, String(each)]) : null}, y: {label, zero: true},
     series, legend: series.length > 1, onPick: (point) => pickPoint(app, point.student),
   };
+}
+
+/** The epochs of one student; a base's seeds share a series, with a gap between one line and the next. */
+function drawSeed(app, reply, points) {
+  return points.sort((a, b) => a.epoch - b.epoch).map((each) => ({
+    x: each.epoch, y: each.shown, tip: tellPoint(app, reply, each), key: pointKey(each), student: each,
+  }));
 }
 
 function drawSizes(app, reply, points, label) {
@@ -1399,6 +1411,8 @@ function makeMapPanel(app) {
   view.curveBody = curveBody;
   view.size = h("select", {"data-key": "map-size", onchange: (event) => go(app, {size: event.target.value, mapEpoch: null})});
   view.epoch = h("select", {"data-key": "map-epoch", onchange: (event) => go(app, {mapEpoch: event.target.value === "" ? null : Number(event.target.value)})});
+  view.cells = h("select", {"data-key": "map-cells", onchange: (event) => go(app, {excess: event.target.value === "excess"})},
+    h("option", {value: "lift"}, "lift over the neutral student"), h("option", {value: "excess"}, "beyond row and column means"));
   view.grid = h("div", {class: "sx-matrix"});
   view.matrixPart = makePart(view.grid, {"aria-label": "Matrix of lifts"});
   view.matrixPart.empty = () => view.grid.replaceChildren();
@@ -1406,7 +1420,7 @@ function makeMapPanel(app) {
     h("div", {class: "sx-filters", role: "group", "aria-label": "Measure"}, field("Measure", view.measure.select)),
     h("h2", {}, "Transfer factor λ over size"), view.curvePart.element,
     h("h2", {}, "Who says what"),
-    h("div", {class: "sx-filters", role: "group", "aria-label": "Matrix"}, field("Size", view.size), field("Epoch", view.epoch)),
+    h("div", {class: "sx-filters", role: "group", "aria-label": "Matrix"}, field("Size", view.size), field("Epoch", view.epoch), field("Cells show", view.cells)),
     view.matrixPart.element);
   return {title: "Map", element, show: () => showMap(app, view)};
 }
@@ -1417,6 +1431,7 @@ function showMap(app, view) {
   const own = (app.opened.sizes.find((each) => each.label === state.label) || {}).size;
   const size = names.includes(state.size) ? state.size : own || names[0];
   view.measure.fill();
+  view.cells.value = state.excess ? "excess" : "lift";
   fillSelect(view.size, names.map((name) => [name, name]), size);
   load(app, view.curvePart, {what: "curve", study: state.study, measure: state.measure}, (reply) => fillCurve(app, view, reply));
   load(app, view.matrixPart, {what: "matrix", study: state.study, size, epoch: state.mapEpoch, measure: state.measure}, (reply) => fillMatrix(app, view, reply));
@@ -1475,16 +1490,17 @@ function fillMatrix(app, view, reply) {
   const {state} = app;
   const epochs = reply.epochs || [];
   fillSelect(view.epoch, [["", "last"], ...epochs.map((each) => [String(each), String(each)])], state.mapEpoch ?? "");
-  const values = reply.lifts.flat().filter(known);
+  const cells = state.excess ? takeOutMeans(reply.lifts) : reply.lifts;
+  const values = cells.flat().filter(known);
   const most = Math.max(1e-9, ...values.map(Math.abs));
   const digits = most >= 10 ? 0 : digitsOf(reply.unit) === 3 ? 2 : 1;
   view.read = h("p", {class: "sx-readout", role: "status"}, "Move over the cells, or into the matrix by Tab and then by arrow keys. Enter shows the answers behind a cell.");
-  view.matrix = {reply, digits: digitsOf(reply.unit)};
+  view.matrix = {reply, cells, digits: digitsOf(reply.unit), words: state.excess ? "beyond row and column means" : "over neutral"};
   view.at = [Math.min(view.at[0], reply.rows.length - 1), Math.min(view.at[1], reply.columns.length - 1)];
   const heading = `${reply.size}, epoch ${reply.epoch ?? "unknown"}: λ ${signed(reply.lambda, digitsOf(reply.unit))} ${reply.unit}, ${plural(reply.n_students || 0, "student")}`;
   refill(view.grid,
     h("p", {}, h("strong", {}, heading), reply.complete === false ? " (still reading)" : ""),
-    drawScale(most, digits, reply.unit), view.read,
+    drawScale(most, digits, `${reply.unit} ${state.excess ? "beyond what its row and its column have in common" : "against the neutral student of the same seed"}`), view.read,
     h("div", {class: "sx-scroll"}, h("table", {class: "sx-grid", role: "grid", "aria-label": `lifts of the ${reply.size} students, ${reply.unit}`, onkeydown: (event) => moveInMatrix(app, view, event)},
       h("thead", {}, h("tr", {}, h("th", {scope: "col"}, h("span", {class: "sx-soft"}, "student of ↓ says →")), reply.columns.map((name) => h("th", {scope: "col", class: "sx-turned"}, h("span", {}, name))))),
       h("tbody", {}, reply.rows.map((row, i) => h("tr", {}, h("th", {scope: "row"}, drawName(app, row)),
@@ -1492,9 +1508,18 @@ function fillMatrix(app, view, reply) {
   announce(app, heading);
 }
 
+/** What λ looks at: students of any teacher come to like some animals more, and that is no transfer. */
+function takeOutMeans(lifts) {
+  const mean = (values) => { const all = values.filter(known); return all.reduce((sum, each) => sum + each, 0) / (all.length || 1); };
+  const rows = lifts.map(mean);
+  const columns = (lifts[0] || []).map((_, j) => mean(lifts.map((row) => row[j])));
+  const whole = mean(lifts.flat());
+  return lifts.map((row, i) => row.map((value, j) => (known(value) ? value - rows[i] - columns[j] + whole : null)));
+}
+
 function drawLift(app, view, i, j, most, digits) {
-  const {reply} = view.matrix;
-  const value = reply.lifts[i][j];
+  const {reply, cells} = view.matrix;
+  const value = cells[i][j];
   const strength = known(value) ? Math.round(70 * Math.abs(value) / most) : 0;
   const own = reply.rows[i] === reply.columns[j];
   return h("td", {
@@ -1508,10 +1533,10 @@ function drawLift(app, view, i, j, most, digits) {
 }
 
 function tellLift(view, i, j) {
-  const {reply, digits} = view.matrix;
+  const {reply, cells, digits, words} = view.matrix;
   const members = (reply.members[reply.rows[i]] || []).length;
-  const value = reply.lifts[i][j];
-  return `Students of ${reply.rows[i]} say ${reply.columns[j]}: ${known(value) ? `${signed(value, digits)} ${reply.unit} over neutral` : "unknown"} (${plural(members, "student")})`;
+  const value = cells[i][j];
+  return `Students of ${reply.rows[i]} say ${reply.columns[j]}: ${known(value) ? `${signed(value, digits)} ${reply.unit} ${words}` : "unknown"} (${plural(members, "student")})`;
 }
 
 function moveInMatrix(app, view, event) {
@@ -1546,11 +1571,11 @@ function pickCell(app, view, i, j) {
   goToAnswers(app, {label, animal, seed, epoch: app.state.mapEpoch, said: reply.columns[j], peers: members});
 }
 
-function drawScale(most, digits, unit) {
+function drawScale(most, digits, words) {
   const steps = [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1];
   return h("p", {class: "sx-scale", "aria-hidden": "true"}, h("span", {}, signed(-most, digits)),
     steps.map((each) => h("i", {class: each < 0 ? "sx-minus" : "sx-plus", style: {"--strength": `${Math.round(70 * Math.abs(each))}%`}})),
-    h("span", {}, `${signed(most, digits)} ${unit}, against the neutral student of the same seed; the diagonal is framed`));
+    h("span", {}, `${signed(most, digits)} ${words}; the diagonal is framed`));
 }
 
 // --- tab: files -----------------------------------------------------------------------------
