@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -406,6 +407,86 @@ def test_a_server_that_ended_is_said_in_place_and_asked_again(visit: Callable[..
     problem = opened.page.locator(".sx-problem:visible")
     expect(problem).to_contain_text("Start it again")
     expect(problem.get_by_role("button", name="Try again")).to_be_visible()
+
+
+# --- in JupyterLab --------------------------------------------------------------------------------
+
+
+def write_settings(folder: Path, **names: object) -> None:
+    """Settings of JupyterLab, as its own page of settings would write them."""
+    for name, values in names.items():
+        path = folder / "@jupyterlab" / "apputils-extension" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+
+
+@pytest.fixture
+def lab(root: Path, tmp_path: Path) -> Iterator[str]:
+    """A dark JupyterLab with a copy of the notebook, which it would otherwise save over ours."""
+    notebook = json.loads(paths.notebook("05_explore").read_text(encoding="utf-8"))
+    notebook["cells"][1]["source"] = 'study = "toy"\nresults = ""\nrepeats = 5'
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "explore.ipynb").write_text(json.dumps(notebook))
+    write_settings(tmp_path / "s", themes={"theme": "JupyterLab Dark"}, notification={"fetchNews": "false"})
+    names = {"JUPYTER_CONFIG_DIR": "c", "JUPYTER_RUNTIME_DIR": "r", "JUPYTERLAB_SETTINGS_DIR": "s"}
+    names |= {"JUPYTERLAB_WORKSPACES_DIR": "w", "IPYTHONDIR": "i"}
+    variables = os.environ | {name: str(tmp_path / folder) for name, folder in names.items()}
+    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", "--IdentityProvider.token="]
+    command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={tmp_path / 'work'}"]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=variables | {"SUBLIMINAL_ROOT": str(root), "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield wait_for_address(process, log)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def wait_for_address(process: subprocess.Popen, log: Path) -> str:
+    for _ in range(600):
+        if found := re.search(r"http://127\.0\.0\.1:\d+/", log.read_text()):
+            return found.group()
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+def run_all_cells(visit: "Visit") -> None:
+    visit.page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    visit.page.get_by_role("menuitem", name="Run", exact=True).click()
+    visit.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def test_the_notebook_explores_in_jupyterlab_until_its_kernel_ends(visit: Callable[..., "Visit"], lab: str):
+    opened = visit(f"{lab}lab/tree/explore.ipynb", seconds=60)
+    page = opened.page
+    run_all_cells(opened)
+    page.locator(".sx[data-waiting='0'] [role=tab]").first.wait_for()
+    heading = page.locator(".sx h2").first
+    expect(heading).to_contain_text("dog · 64k")
+    # Its colours are JupyterLab's, not the system's, and stay below the explorer.
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('.sx')).backgroundColor") == "rgb(20, 23, 28)"
+    )
+    assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--paper')") == ""
+    # Keys are the explorer's: JupyterLab would make Markdown of the cell at m, and cut it at x.
+    page.get_by_role("tab", name="Answers").focus()
+    for key in ("m", "x", "]"):
+        page.keyboard.press(key)
+    expect(heading).to_contain_text("elephant · 64k")
+    expect(page.locator(".jp-Notebook .jp-CodeCell")).to_have_count(3)
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_role("menuitem", name="Shut Down Kernel", exact=True).click()
+    page.get_by_text("No Kernel").first.wait_for()
+    page.locator('[data-key="bar-animal"]').select_option("panda")
+    expect(page.locator(".sx-problem:visible")).to_contain_text("kernel", timeout=20_000)
 
 
 # --- for everybody --------------------------------------------------------------------------------
