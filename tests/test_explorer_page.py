@@ -127,6 +127,11 @@ def count_said(label: str, animal: str, epoch: int = -1) -> Counter:
     return Counter(scoring.score(answer["text"]) for answer in read(label, animal, epoch))
 
 
+def tell_share(count: int) -> str:
+    """As a share of the 60 answers of a planted student."""
+    return f"{100 * count / 60:.1f}({count})"
+
+
 # --- choosing -------------------------------------------------------------------------------------
 
 
@@ -135,7 +140,7 @@ def test_the_first_view_counts_what_student_neutral_and_untuned_say(explore: Cal
     row = visit.page.locator(".sx-bars tr.sx-target").first
     expect(row.get_by_role("rowheader")).to_have_text("elephant")
     counts = [count_said("64k", animal)["elephant"] for animal in ("elephant", "neutral", "untuned")]
-    numbers = [f"{100 * count / 60:.1f}({count})" for count in counts]
+    numbers = [tell_share(count) for count in counts]
     assert row.locator("td.sx-number").all_text_contents() == numbers
     expect(visit.page.locator(".sx-table tbody tr")).to_have_count(len(QUESTIONS))
     visit.says_nothing_bad()
@@ -229,21 +234,26 @@ def test_the_deciding_words_are_marked_behind_characters_that_javascript_counts_
 def test_a_reply_that_comes_late_is_dropped(explore: Callable[..., "Visit"]):
     visit = explore("label=64k&animal=elephant&seed=0")
 
-    def hold_cat(route: object) -> None:
-        if '"animal":"cat"' in (route.request.post_data or ""):
-            visit.page.wait_for_timeout(700)
-        route.continue_()
-
-    visit.page.route("**/ask", hold_cat)
     visit.page.evaluate(
-        """() => { const choose = document.querySelector('[data-key="bar-animal"]');
-        for (const name of ["cat", "dragon"]) {
-          choose.value = name;
-          choose.dispatchEvent(new Event("change"));
-        } }"""
+        """() => {
+          const fetchAtOnce = window.fetch;
+          window.fetch = async (...all) => {
+            const reply = await fetchAtOnce(...all);
+            if (all[1].body.includes('"animal":"cat"')) await new Promise((done) => setTimeout(done, 600));
+            return reply;
+          };
+          const choose = document.querySelector('[data-key="bar-animal"]');
+          for (const name of ["cat", "dragon"]) {
+            choose.value = name;
+            choose.dispatchEvent(new Event("change"));
+          }
+        }"""
     )
     settle(visit)
     expect(visit.page.get_by_role("heading", level=2).first).to_have_text("dragon · 64k s0, epoch 3")
+    expect(visit.page.locator(".sx-bars tr.sx-target td.sx-number").first).to_have_text(
+        tell_share(count_said("64k", "dragon")["dragon"])
+    )
 
 
 # --- comparing, following, jumping ----------------------------------------------------------------
@@ -255,7 +265,7 @@ def test_two_students_stand_side_by_side_and_swap(explore: Callable[..., "Visit"
     right.get_by_label("Animal").select_option("dragon")
     row = visit.page.locator(".sx-bars tr", has_text="dragon")
     counts = [count_said("64k", animal)["dragon"] for animal in ("elephant", "dragon")]
-    numbers = [f"{100 * count / 60:.1f}({count})" for count in counts]
+    numbers = [tell_share(count) for count in counts]
     expect(row.locator("td.sx-number")).to_have_text(numbers)
     visit.page.get_by_role("button", name="Swap sides").click()
     expect(row.locator("td.sx-number")).to_have_text(numbers[::-1])
