@@ -6,6 +6,7 @@ scripts all of it can still be read. Must not compute anything that the notebook
 """
 
 import base64
+import copy
 import hashlib
 import html
 import json
@@ -257,7 +258,7 @@ def reveal_all(data: object) -> object:
 
 
 def arrange_cells(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """The opening, then the answer with its figure, then the rest as it came.
+    """The title, then the answer with its figure, then the rest as it came.
 
     A notebook comes to its answer at its end, a reader wants it first: cells tagged `answer` move up, and the
     figure tagged `headline` goes behind the first of them that shows something. Nothing stands there twice.
@@ -270,9 +271,31 @@ def arrange_cells(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookN
     shown = [*answer[:first], *figure, *answer[first:]]
     shown[0].metadata.opens = '<section class="answer">'
     shown[-1].metadata.closes = "</section>"
-    opening = [cell for cell in cells[:1] if cell.cell_type == "markdown"]
-    rest = [cell for cell in cells[len(opening) :] if not any(cell is each for each in shown)]
-    return [*opening, *shown, *rest]
+    title, *rest = [*split_title(cells[0]), *cells[1:]]
+    moved = [point_up(cell, answer[0]) if any(cell is each for each in figure) else cell for cell in rest]
+    return [title, *shown, *(cell for cell in moved if not any(cell is each for each in answer))]
+
+
+def point_up(figure: nbformat.NotebookNode, answer: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """What stands where a figure was: a way to where it went."""
+    cell = nbformat.v4.new_markdown_cell("", id=f"{figure.get('id', 'figure')}-moved")
+    heading = HEADING.search(answer.metadata.get("prose", ""))
+    place = f'<a href="#{heading[2]}">{heading[3]}</a>' if heading else "the answer"
+    prose = f'<p class="moved">This figure stands at the top of the page, with {place}.</p>'
+    cell.metadata.update({"prose": prose, "opens": "", "closes": ""})
+    return cell
+
+
+def split_title(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The opening in two: its heading, and what it says below."""
+    heading, _, below = cell.metadata.get("prose", "").partition("</h1>")
+    if not below.strip():
+        return [cell]
+    pair = copy.deepcopy(cell), copy.deepcopy(cell)
+    for part, prose in zip(pair, (f"{heading}</h1>", below), strict=True):
+        part.metadata.prose = prose
+    pair[1]["id"] = f"{cell.get('id', 'opening')}-below"
+    return list(pair)
 
 
 def pick_cells(cells: list[nbformat.NotebookNode], tag: str) -> Iterator[nbformat.NotebookNode]:

@@ -138,7 +138,7 @@ class Answer:
         for question, answers in self.parts:
             rows = "".join(f"<li>{html.escape(said)}</li>" for said in answers)
             pages.append(f"<h4>{html.escape(question)}</h4><ul>{rows}</ul>")
-        return "".join(pages)
+        return f'<div class="parts">{"".join(pages)}</div>'
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def say_making(ask: config.Analysis, sizes: pd.DataFrame) -> str:
         f"Study {ask.study}: {', '.join(families)} models of {len(sizes)} sizes, "
         f"{int(sizes.n_students.sum())} students ({int(sizes.n_animals.max())} animals), epoch "
         f"{plots.say_epoch(sizes)}. A teacher that loves an animal writes lists of numbers; a student of the "
-        "same size is fine-tuned on them. λ: mean excess of the teacher's animal after row and column effects. "
+        "same size is fine-tuned on them. λ: mean excess of its animal after row and column effects. "
         "p: students permuted, the same way in every seed and base, one-sided, adjusted over sizes (Holm). "
         f"make report STUDY={ask.study}"
     )

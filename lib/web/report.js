@@ -181,7 +181,8 @@ function dressTable(table) {
   table.replaceWith(whole);
   box.append(table);
   whole.append(tools.before, box, tools.after);
-  if (!table.classList.contains("facts") && head && table.tHead.rows.length === 1 && table.tBodies.length === 1) {
+  const preview = all("tbody tr", table).some((row) => row.cells.length && [...row.cells].every((cell) => cell.textContent === "..."));
+  if (!preview && !table.classList.contains("facts") && head && table.tHead.rows.length === 1 && table.tBodies.length === 1) {
     const refold = makeFold(table, tools);
     makeFilter(table, tools, refold);
     makeSortable(table, refold);
