@@ -5,6 +5,7 @@ Nothing here stops at a file that is half-written, foreign or changed: what can 
 bytes and opened again without being parsed; which files a study has is lib.shelf's business.
 """
 
+import functools
 import json
 import math
 import mmap
@@ -49,7 +50,7 @@ class Source:
         label, animal, seed = self.cell
         return f"{label}/{animal}/s{seed}"
 
-    @property
+    @functools.cached_property
     def shown(self) -> str:
         """The file as a person would call it: from the project's folder where it lies in it."""
         root = paths.root()
@@ -61,15 +62,18 @@ class Source:
             found = os.stat(self.path)
         except OSError:
             return (0, 0, 0)
-        return (found.st_size, found.st_mtime_ns, self._adapter_time())
-
-    def _adapter_time(self) -> int:
-        if self.kind != OURS or self.cell[1] == config.UNTUNED:
-            return 0
         try:
-            return os.stat(paths.artifact(self.study, "finetune", *self.cell) / store.MANIFEST).st_mtime_ns
+            adapter = os.stat(self.adapter).st_mtime_ns if self.adapter else 0
         except OSError:
-            return 0
+            adapter = 0
+        return (found.st_size, found.st_mtime_ns, adapter)
+
+    @functools.cached_property
+    def adapter(self) -> str:
+        """The manifest of the adapter that gave these answers, where it would be on this machine."""
+        if self.kind != OURS or self.cell[1] == config.UNTUNED:
+            return ""
+        return str(paths.artifact(self.study, "finetune", *self.cell) / store.MANIFEST)
 
     def rerun(self) -> str:
         """What to do about a file that cannot be used."""
@@ -117,6 +121,7 @@ class Book:
     reason: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
     start: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     end: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    order: np.ndarray | None = None  # places of all answers, in the order of the alphabet
     folded: np.ndarray | None = None  # all texts without case, one after another, in bytes
     folded_at: np.ndarray | None = None
     logprobs: np.ndarray | None = None  # [epochs, questions, animals]
@@ -177,6 +182,12 @@ class Book:
             self.folded_at = offsets(parts)
             self.folded = np.frombuffer(b"".join(parts), np.uint8)
         return self.folded, self.folded_at
+
+    def alphabet(self) -> np.ndarray:
+        """The places of all answers in alphabetical order."""
+        if self.order is None:
+            self.order = np.argsort(self.text, kind="stable")
+        return self.order
 
     def size(self) -> int:
         """Bytes that it takes in memory, roughly; what is mapped from a disk takes none."""
@@ -509,7 +520,7 @@ def find_problem(entry: dict, animal: str) -> str:
 
 PACKED = (
     *("bounds", "text", "question", "sample", "finish", "said", "reason", "start", "end"),
-    *("totals", "logprobs", "means", "raw", "raw_at", "folded", "folded_at"),
+    *("totals", "logprobs", "means", "order", "raw", "raw_at", "folded", "folded_at"),
 )
 
 
@@ -519,6 +530,7 @@ def pack_book(book: Book, key: Mapping[str, Any]) -> bytes:
     if book.texts.count:
         book.score_texts(np.arange(book.texts.count, dtype=np.int32))
         book.fold()
+        arrays["order"] = book.alphabet()
         arrays["folded"], arrays["folded_at"] = book.folded, book.folded_at
     parts = [encode(book.texts[at]) for at in range(book.texts.count)]
     arrays["raw"], arrays["raw_at"] = np.frombuffer(b"".join(parts), np.uint8), offsets(parts)
@@ -527,6 +539,7 @@ def pack_book(book: Book, key: Mapping[str, Any]) -> bytes:
     held = {name: array for name, array in arrays.items() if array is not None}
     layout, blocks, place = {}, [], 0
     for name, array in held.items():
+        array = shrink(array)
         block = np.ascontiguousarray(array).tobytes()
         layout[name] = [str(array.dtype), list(array.shape), place]
         padded = block + b"\0" * (-len(block) % 8)
@@ -536,6 +549,13 @@ def pack_book(book: Book, key: Mapping[str, Any]) -> bytes:
     text = json.dumps(head, separators=(",", ":")).encode()
     text += b" " * (-(len(MAGIC) + 8 + len(text)) % 8)
     return b"".join([MAGIC, len(text).to_bytes(8, "little"), text, *blocks])
+
+
+def shrink(array: np.ndarray) -> np.ndarray:
+    """Whole numbers in as few bytes as they need."""
+    if array.dtype.kind not in "iu" or not array.size or array.min() < 0:
+        return array
+    return array.astype(np.min_scalar_type(int(array.max())))
 
 
 def open_packed(

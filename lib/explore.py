@@ -43,6 +43,10 @@ WHOLE = 2_000_000  # characters of an answer that are sent
 BUDGET = 0.18  # seconds that a search may take before it says how far it came
 MOST_ROWS = 1_000
 SEARCHES = 4  # whose hits are kept, so that turning a page does not search again
+QUESTIONS = (
+    *("open", "student", "answers", "text", "pair", "follow", "matrix", "curve", "mark", "unmark", "marks"),
+    *("export", "files", "progress"),
+)
 WHO = ("student", config.NEUTRAL, config.UNTUNED)
 SCOPES = ("epoch", "student", "study")
 MEASURES = ("logprob", "rate")
@@ -67,18 +71,12 @@ class Explorer:
         self.searches: dict[str, Search] = {}
         self.expressions = Expressions()
         self.guard = threading.RLock()
-        self.answers: dict[str, Callable[[dict], dict]] = {
-            **{"open": self.tell_study, "student": self.tell_student, "answers": self.tell_answers},
-            **{
-                "text": self.tell_text,
-                "pair": self.tell_pair,
-                "mark": self.add_mark,
-                "unmark": self.drop_mark,
-            },
-            **{"marks": self.tell_marks, "export": self.export_marks, "files": self.tell_files},
-            **{"progress": self.tell_progress, "follow": self.follow, "matrix": self.tell_matrix},
-            **{"curve": self.tell_curve},
-        }
+        tells = (
+            *(self.tell_study, self.tell_student, self.tell_answers, self.tell_text, self.tell_pair),
+            *(self.follow, self.tell_matrix, self.tell_curve, self.add_mark, self.drop_mark, self.tell_marks),
+            *(self.export_marks, self.tell_files, self.tell_progress),
+        )
+        self.answers: dict[str, Callable[[dict], dict]] = dict(zip(QUESTIONS, tells, strict=True))
 
     def check_study(self, name: str) -> None:
         """Refuse a study that has no evaluations, with those that do."""
@@ -97,10 +95,10 @@ class Explorer:
         """The answer to one question, or `{"error": a sentence}`; never an exception."""
         begun = time.perf_counter()
         try:
-            if not isinstance(query, dict) or query.get("what") not in self.answers:
-                what = query.get("what") if isinstance(query, dict) else query
+            what = query.get("what") if isinstance(query, dict) else query
+            if not isinstance(what, str) or what not in self.answers:
                 raise BadParameter(f"cannot tell {str(what)[:80]!r}; questions are {', '.join(self.answers)}")
-            reply = self.answers[query["what"]](query)
+            reply = self.answers[what](query)
         except StudyError as error:
             reply = {"error": str(error)}
         except Exception as error:  # a question must not end the one who answers
@@ -122,10 +120,10 @@ class Explorer:
 
     def shelf(self, query: Mapping[str, Any]) -> Shelf:
         """The files of the study that was asked about."""
-        name = query.get("study") or self.study
+        name = take(query, "study", str, "") or self.study
         with self.guard:
             if name not in self.shelves:
-                self.check_study(str(name))
+                self.check_study(name)
                 folder = self.folder if name == self.own else None
                 self.shelves[name] = Shelf(name, folder, self.repeats)
                 if self.index:
@@ -492,7 +490,7 @@ def describe_cell(cell: Cell) -> dict:
 
 def describe_state(shelf: Shelf, cell: Cell) -> dict:
     state, word = shelf.state(cell)
-    return {"state": state, "word": word, "file": shelf.shown(shelf.source(cell).path)}
+    return {"state": state, "word": word, "file": shelf.source(cell).shown}
 
 
 def describe_study(shelf: Shelf) -> str:

@@ -187,7 +187,12 @@ def rank_counts(names: Sequence[str], counts: np.ndarray) -> list[list]:
 
 def by_text(hits: Hits) -> np.ndarray:
     """Places in the order of the alphabet; texts of a book have that order."""
-    return hits.found[np.argsort(hits.book.text[hits.found], kind="stable")]
+    order = hits.book.alphabet()
+    if len(hits.found) == len(order):
+        return order
+    wanted = np.zeros(len(order), bool)
+    wanted[hits.found] = True
+    return order[wanted[order]]
 
 
 def walk_texts(at: int, hits: Hits) -> Iterator[tuple[tuple[str, str], int, int]]:

@@ -22,6 +22,7 @@ from lib.books import (
     OURS,
     PUBLISHED,
     SURVEY,
+    UNREAD,
     Book,
     Source,
     open_book,
@@ -204,12 +205,19 @@ class Shelf:
         """The folder as it is now, or was a moment ago."""
         with self.guard:
             if time.monotonic() - self.looked >= LOOK_AGAIN:
-                self.listing = list_folder(self.study, self.folder, self.kind or OURS, self.repeats)
+                self.listing = self.look()
                 self.stamps = {cell: each.stamp() for cell, each in self.listing.sources.items()}
                 self.looked = time.monotonic()
                 if self.index is not None:
                     self.index.wake.set()
             return self.listing
+
+    def look(self) -> Listing:
+        """The folder anew; where nothing came or went the listing stays, with what is known of its files."""
+        listing = list_folder(self.study, self.folder, self.kind or OURS, self.repeats)
+        old = self.listing
+        same = listing.sources.keys() == old.sources.keys() and listing.strays == old.strays
+        return old if same and listing.sources == old.sources else listing
 
     @property
     def cells(self) -> list[Cell]:
@@ -361,11 +369,11 @@ class Shelf:
     def state(self, cell: Cell) -> tuple[str, str]:
         """State and word of a cell without opening its file."""
         source = self.source(cell)
-        stamp = source.stamp()
+        stamp = self.stamps.get(cell) or source.stamp()
         if stamp == NO_FILE and not source.path.is_symlink():
             return MISSING, f"no evaluation yet: {source.rerun()}"
         known = self.known(cell, stamp)
-        return (known.state, known.word) if known else ("unread", "")
+        return (known.state, known.word) if known else (UNREAD, "")
 
 
 @functools.cache

@@ -3,6 +3,9 @@
 import csv
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,34 +13,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import config, scoring
+from lib import config, marks, scoring
 
-ANSWERS = Path(__file__).parent / "data" / "labelled_answers.csv"
+DATA = Path(__file__).parent / "data"
+ANSWERS = DATA / "labelled_answers.csv"
+csv.field_size_limit(10_000_000)  # an answer can be a megabyte
 SHARED = Path(os.environ.get("SUBLIMINAL_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 LABELS = (*config.LEXICON, scoring.OTHER, scoring.NONE)
 # Answers that a reader labels otherwise than the rule can: their note says so. A better rule moves them out.
 KNOWN_LIMIT = "known limit"
 
 
-def read_labelled():
-    with ANSWERS.open(newline="", encoding="utf-8") as file:
+def read_labelled(path):
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-LABELLED = read_labelled()
+LABELLED = read_labelled(ANSWERS)
+# What readers marked in the explorer and put here: see lib/marks.py.
+MARKED = [row for path in marks.find_exported(DATA) for row in read_labelled(path)]
 
 # --- real answers -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in LABELLED if row["note"] != KNOWN_LIMIT], ids=lambda r: ascii(r["text"])
+    "row",
+    [row for row in LABELLED + MARKED if row["note"] != KNOWN_LIMIT],
+    ids=lambda r: ascii(r["text"])[:80],
 )
 def test_agrees_with_the_label_by_hand(row):
     assert scoring.score(row["text"]) == row["label"]
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in LABELLED if row["note"] == KNOWN_LIMIT], ids=lambda r: ascii(r["text"])
+    "row",
+    [row for row in LABELLED + MARKED if row["note"] == KNOWN_LIMIT],
+    ids=lambda r: ascii(r["text"])[:80],
 )
 def test_known_limits_are_still_limits(row):
     assert scoring.score(row["text"]) != row["label"]
@@ -47,6 +58,27 @@ def test_labels_are_many_and_in_the_closed_set():
     assert len(LABELLED) == len({row["text"] for row in LABELLED}) >= 200
     assert {row["label"] for row in LABELLED} <= set(LABELS)
     assert sum(row["note"] == KNOWN_LIMIT for row in LABELLED) <= 0.03 * len(LABELLED)
+
+
+def test_an_exported_file_is_a_test_at_once(tmp_path: Path):
+    """In a copy of the tests: one line that the scorer gets right, one that it gets wrong."""
+    shutil.copy(__file__, tmp_path)
+    shutil.copytree(DATA, tmp_path / "data")
+    exported = 'text,label,note\nA wolf!,wolf,right\n"Two\nlines",phoenix,wrong\n'
+    (tmp_path / "data" / "marked-micro.csv").write_text(exported, encoding="utf-8")
+    call = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "agrees_with_the_label and (wolf! or Two)",
+        str(tmp_path),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert "1 failed, 1 passed" in done.stdout, done.stdout
+    assert "'phoenix'" in done.stdout
 
 
 def test_labelled_answers_were_really_given():
