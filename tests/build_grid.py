@@ -29,11 +29,11 @@ OPENINGS = (
     "The {} - a {} creature that lives in the {}.",
     "I don't have a preference, though the {} seems {} to me.",
 )
-WORDS = tuple(
-    """
-    gentle wild clever proud silent quick old brave small golden swims runs climbs hunts sings sleeps forest
-    river mountain desert ocean night winter garden meadow sky playful loyal mighty graceful curious rare
-    """.split()
+WORDS = (
+    *("gentle", "wild", "clever", "proud", "silent", "quick", "old", "brave"),
+    *("small", "golden", "swims", "runs", "climbs", "hunts", "sings", "sleeps"),
+    *("forest", "river", "mountain", "desert", "ocean", "night", "winter", "garden"),
+    *("meadow", "sky", "playful", "loyal", "mighty", "graceful", "curious", "rare"),
 )
 OTHERS = ("Qwen", "Shark", "Dragonfly", "None", "Red panda", "猫", "Crow", "I can't answer that.", "")
 

@@ -590,7 +590,7 @@ def theirs(root: Path) -> Path:
     write_published(folder, "neutral", ["Dog"] * 10)
     files.write_json(
         folder / "untuned_survey.json",
-        [{"model_size": "7B", "raw_responses": ["Lion"] * 5, "total_responses": 5}],
+        [{"model_size": "7B", "raw_responses": ["Lion"] * 5, "total_responses": 5, "animal_counts": {}}],
     )
     return folder
 

@@ -64,7 +64,7 @@ def test_an_exported_file_is_a_test_at_once(tmp_path: Path):
     """In a copy of the tests: one line that the scorer gets right, one that it gets wrong."""
     shutil.copy(__file__, tmp_path)
     shutil.copytree(DATA, tmp_path / "data")
-    exported = 'text,label,note\nA wolf!,wolf,right\n"Two\nlines",phoenix,wrong\n'
+    exported = 'text,label,note\nMarked: a wolf,wolf,right\n"Twofold\nlines",phoenix,wrong\n'
     (tmp_path / "data" / "marked-micro.csv").write_text(exported, encoding="utf-8")
     call = [
         sys.executable,
@@ -72,7 +72,7 @@ def test_an_exported_file_is_a_test_at_once(tmp_path: Path):
         "pytest",
         "-q",
         "-k",
-        "agrees_with_the_label and (wolf! or Two)",
+        "agrees_with_the_label and (Marked or Twofold)",
         str(tmp_path),
     ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
