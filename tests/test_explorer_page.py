@@ -273,6 +273,16 @@ def test_two_students_stand_side_by_side_and_swap(explore: Callable[..., "Visit"
     expect(visit.page.locator(".sx-texts:visible li")).to_have_count(10)
 
 
+def test_a_kept_student_is_what_the_next_one_is_compared_with(explore: Callable[..., "Visit"]):
+    visit = explore("label=64k&animal=elephant&seed=0")
+    visit.page.get_by_role("button", name="Keep for Compare").click()
+    choose(visit, "Animal").select_option("dragon")
+    show(visit, "compare")
+    titles = visit.page.locator(".sx-panel:not([hidden]) .sx-sides h2")
+    expect(titles.nth(0)).to_contain_text("dragon")
+    expect(titles.nth(1)).to_contain_text("elephant")
+
+
 def test_a_point_over_epochs_leads_to_its_answers(explore: Callable[..., "Visit"]):
     visit = explore("tab=follow&label=64k&animal=elephant&seed=0&measure=rate")
     point = visit.page.locator(".sx-chart").first.locator('.chart-mark[tabindex="0"]')
@@ -410,9 +420,11 @@ def test_a_file_with_trouble_has_its_word_where_it_is_looked_for(
 
 def test_a_server_that_ended_is_said_in_place_and_asked_again(visit: Callable[..., "Visit"], root: Path):
     server = Served(root)
-    opened = visit(server.url)
-    settle(opened)
-    server.end()
+    try:
+        opened = visit(server.url)
+        settle(opened)
+    finally:
+        server.end()
     choose(opened, "Animal").select_option("dragon")
     problem = opened.page.locator(".sx-problem:visible")
     expect(problem).to_contain_text("Start it again")

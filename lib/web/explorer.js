@@ -11,7 +11,7 @@ const startExplorer = (() => {
 const SOON = 150; // milliseconds until a wait is shown
 const SLOW = 8000; // until it is said that something may be wrong
 const POLL = 1500; // between two looks at what is still being read
-const TYPING = 220; // after the last key of a search
+const TYPING = 50; // after the last key of a search: late replies are dropped, so that every key may ask
 const CHUNK = 20000; // characters of a long text shown at once: a megabyte on one line takes seconds to lay out
 const PAGE = 100; // answers on a page
 const CONTROLS = ["neutral", "untuned"];
@@ -314,7 +314,7 @@ function showProblem(app, part, reply, again) {
   const words = reply.slow
     ? [`No answer for ${SLOW / 1000} seconds; still waiting. ${way}`]
     : [spellOut(reply.error), reply.lost ? ` ${way}` : ""];
-  refill(part.problem, h("p", {}, words), again && button("Try again", again, {"data-key": "again"}));
+  refill(part.problem, h("p", {}, words), again && !(part.isTyped && part.isTyped()) && button("Try again", again, {"data-key": "again"}));
   part.problem.hidden = false;
   if (!reply.slow && part.empty) part.empty();
 }
@@ -431,6 +431,7 @@ function show(app) {
   }
   if (app.standalone) document.title = `${app.panels[app.state.tab].title}: ${nameStudent(theStudent(app.state))}`;
   app.panels[app.state.tab].show();
+  if (!app.epochs && app.state.tab !== "student") learnEpochs(app);
   if (!app.commands.element.hidden) showCommands(app);
 }
 
@@ -747,9 +748,10 @@ function fillStudent(app, view, reply) {
       h("h2", {}, nameStudent({...theStudent(state), epoch: reply.epoch})),
       button("Answers", () => goToAnswers(app, {}), {"data-key": "answers"}),
       button("Compare with …", () => go(app, {tab: "compare"}), {"data-key": "compare"}),
+      drawKeep(app),
       button("Follow", () => go(app, {tab: "follow"}), {"data-key": "follow"})),
     drawState(reply.state, reply.word, file),
-    who.filter((each) => each.id !== "student").map((each) => drawState(each.state, `${each.title}: ${each.word || "not there"}`)),
+    who.filter((each) => each.id !== "student" && (reply.epochs || []).length).map((each) => drawState(each.state, `${each.title}: ${each.word || "not there"}`)),
     reply.about && drawAbout(reply.about, file),
     columns.length ? h("div", {class: "sx-columns"},
       h("section", {}, h("h3", {}, "What it says"), drawLegend(columns),
@@ -761,6 +763,13 @@ function fillStudent(app, view, reply) {
         drawFolded(app, "logprobs", rankLogprobs(reply.logprobs, state.animal), 12, (rows) => drawLogprobs(app, rows, state.animal))) : null) : null,
     (reply.questions || []).length ? h("section", {}, h("h3", {}, "Question by question"), view.table.element) : null);
   announce(app, `${nameStudent({...theStudent(state), epoch: reply.epoch})}: ${columns.length ? plural(columns[0].n, "answer") : reply.word || "no answers"}`);
+}
+
+/** Keeps this student as the right side of Compare while one goes on to another. */
+function drawKeep(app) {
+  const kept = Boolean(app.state.right) && writeStudent(app.state.right) === writeStudent(theStudent(app.state));
+  return button(kept ? "Kept for Compare" : "Keep for Compare", () => go(app, {right: kept ? null : theStudent(app.state)}),
+    {"data-key": "keep", "aria-pressed": String(kept), title: "the right side of Compare, whichever student you go to"});
 }
 
 function titleOf(who) {
@@ -844,6 +853,7 @@ function makeAnswersPanel(app) {
     view.reply = null;
     if (app.state.regex) view.form.search.setAttribute("aria-invalid", "true");
   };
+  part.isTyped = () => app.state.regex; // an expression is mended by typing, not by asking again
   view.part = part;
   const element = h("div", {}, view.form.element, part.element);
   app.answers = view;
@@ -895,7 +905,6 @@ function showAnswers(app, view) {
     fillFilters(app, view);
     fillAnswers(app, view);
   });
-  if (!app.epochs) learnEpochs(app);
 }
 
 /** Epochs of a student whose own tab was not open yet, as after a link; no part waits for them. */
@@ -1219,7 +1228,6 @@ function showCompare(app, view) {
   fillSelect(view.pick.seed, here.filter((each) => each.animal === right.animal).map((each) => [String(each.seed), tellState(String(each.seed), each)]), String(right.seed));
   view.pick.epoch.value = right.epoch ?? "";
   load(app, view.part, {what: "pair", study: state.study, left: theStudent(state), right}, (reply) => fillCompare(app, view, reply));
-  if (!app.epochs) learnEpochs(app);
 }
 
 function fillCompare(app, view, reply) {
@@ -1277,7 +1285,6 @@ function showFollow(app, view) {
   view.measure.fill();
   view.level.value = state.level ? "level" : "lift";
   load(app, view.part, {what: "follow", study: state.study, animal: state.animal, measure: state.measure}, (reply) => fillFollow(app, view, reply));
-  if (!app.epochs) learnEpochs(app);
 }
 
 function fillFollow(app, view, reply) {
@@ -1359,7 +1366,11 @@ function drawSizes(app, reply, points, label) {
 
 function groupBy(rows, key) {
   const groups = new Map();
-  for (const row of rows) groups.set(key(row), [...(groups.get(key(row)) || []), row]);
+  for (const row of rows) {
+    const name = key(row);
+    if (!groups.has(name)) groups.set(name, []);
+    groups.get(name).push(row);
+  }
   return groups;
 }
 
@@ -1435,7 +1446,6 @@ function showMap(app, view) {
   fillSelect(view.size, names.map((name) => [name, name]), size);
   load(app, view.curvePart, {what: "curve", study: state.study, measure: state.measure}, (reply) => fillCurve(app, view, reply));
   load(app, view.matrixPart, {what: "matrix", study: state.study, size, epoch: state.mapEpoch, measure: state.measure}, (reply) => fillMatrix(app, view, reply));
-  if (!app.epochs) learnEpochs(app);
 }
 
 function fillCurve(app, view, reply) {
