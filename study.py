@@ -300,6 +300,8 @@ def tell_answer(asked: Asked, work: Work) -> None:
     total = f"done in {clock(time.monotonic() - work.began)}"
     print("nothing to compute: everything was found finished" if nothing else total)
     print(f"report: {os.path.relpath(page)}")
+    for slides in sorted(page.parent.glob("summary.*")):
+        print(f"for slides: {os.path.relpath(slides)}")
     print(report.answer_line(pd.read_csv(paths.tables(asked.study) / "transfer.csv"), asked.measure))
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lib import commands, config, files, paths, provenance, store
 from lib.errors import StudyError
 from lib.tables import Study
@@ -62,10 +64,14 @@ def write_part(rows: tuple[Row, ...] | str) -> str:
 # --- reading ----------------------------------------------------------------------------------
 
 
+def cells_read(study: Study) -> pd.DataFrame:
+    """The cells whose evaluations were counted; others may lie beside them and were not asked for."""
+    return study.cells[study.cells.content != ""]
+
+
 def read_heads(study: Study) -> list[dict[str, Any]]:
     """Config and lineage of every evaluation that was read; none of the published format, which has none."""
-    present = study.cells[study.cells.present]
-    paths_there = [paths.root() / file for file in present.file]
+    paths_there = [paths.root() / file for file in cells_read(study).file]
     return [read_head(path) for path in paths_there if path.is_file()]
 
 
@@ -117,7 +123,7 @@ def describe_absence(study: Study, ask: config.Analysis) -> tuple[str, tuple[Row
     rows = [
         ("lineage", "these evaluations carry none: models, settings, versions and hours are unknown here"),
         ("what their author says", ask.about or "nothing was said (-p about)"),
-        ("evaluations read", f"{int(study.cells.present.sum()):,}"),
+        ("evaluations read", f"{len(cells_read(study)):,}"),
         ("answers", count_answers(study)),
         ("sizes", ", ".join(dict.fromkeys(study.frame.sort_values("params")["size"]))),
     ]
@@ -131,19 +137,29 @@ def count_answers(study: Study) -> str:
 
 
 def describe_models(heads: Sequence[Mapping]) -> Iterator[Row]:
-    """A row per base: how many parameters, where it comes from, its hash."""
+    """What all bases have in common, then a row per base: its parameters, what is its own, its hash."""
     runs = gather_stage(heads, "base")
-    for run in sorted(runs, key=lambda each: each["counts"].get("parameters", 0)):
-        settings, counts = run["config"], run["counts"]
-        source = settings.get("source") or ", ".join(
-            f"{name} {value}" for name, value in settings.items() if name not in ("size", "source")
-        )
-        parameters = counts.get("parameters")
+    if not runs:
+        yield "base models", UNKNOWN
+        return
+    runs.sort(key=lambda run: (run["counts"].get("parameters", 0), str(run["config"].get("size"))))
+    settings = [{name: run["config"][name] for name in run["config"] if name != "size"} for run in runs]
+    common = {
+        name: value for name, value in settings[0].items() if all(o.get(name) == value for o in settings)
+    }
+    if len(runs) > 1 and common:
+        yield "all of them", say_settings(common)
+    for run, own in zip(runs, settings, strict=True):
+        parameters = run["counts"].get("parameters")
         size = f"{parameters:,} parameters" if parameters else f"parameters {UNKNOWN}"
-        yield (
-            str(settings.get("size", UNKNOWN)),
-            f"{size}; {source or UNKNOWN}; hash {shorten(run['identity'])}",
-        )
+        rest = {name: value for name, value in own.items() if name not in common or len(runs) == 1}
+        parts = [size, say_settings(rest), f"hash {shorten(run['identity'])}"]
+        yield str(run["config"].get("size", UNKNOWN)), "; ".join(filter(None, parts))
+
+
+def say_settings(settings: Mapping) -> str:
+    """`recipe standard, persona 0.9`."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def shorten(identity: object) -> str:
@@ -184,8 +200,10 @@ def count_lists(counts: Sequence[Mapping]) -> Iterator[Row]:
     """What the filter kept of the teachers' lists, and why it refused the rest."""
     raw, passed, kept = (sum(each.get(name, 0) for each in counts) for name in ("raw", "passed", "kept"))
     rates = [each["pass_rate"] for each in counts if each.get("pass_rate") is not None]
-    reach = f", from {min(rates):.1%} to {max(rates):.1%} of a teacher's" if rates else ""
-    yield "lists written, passed, kept", f"{raw:,}, {passed:,}{reach}, {kept:,}"
+    reach = f" ({min(rates):.1%} to {max(rates):.1%} of a teacher's)" if rates else ""
+    yield "lists written", f"{raw:,}" if raw else UNKNOWN
+    yield "passed the filter", f"{passed:,}{reach}" if raw else UNKNOWN
+    yield "kept for students", f"{kept:,}" if raw else UNKNOWN
     reasons: Counter[str] = Counter()
     for each in counts:
         reasons.update(each.get("reasons") or {})
@@ -273,7 +291,7 @@ def describe_hours(heads: Sequence[Mapping], study: Study) -> Iterator[Row]:
 
 def evaluation_seconds(study: Study) -> Iterator[float]:
     """Wall times of evaluations that were made on this machine."""
-    for row in study.cells[study.cells.present].itertuples():
+    for row in cells_read(study).itertuples():
         try:
             manifest = store.read_manifest(
                 paths.artifact(study.name, "evaluate", row.label, row.animal, int(row.seed))
@@ -296,7 +314,7 @@ def say_hours(seconds: float) -> str:
 
 def describe_remake(study: Study, ask: config.Analysis) -> Box:
     """The commands that make the study and this report, what was read, and how to cite it."""
-    present = study.cells[study.cells.content != ""]
+    present = cells_read(study)
     content = files.hash_object(dict(zip(present.file, present.content, strict=True)))
     read = (
         ("evaluations", f"{len(present):,}"),

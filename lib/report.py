@@ -242,8 +242,8 @@ def say_effect(rows: pd.DataFrame, measure: str) -> Iterator[str]:
     clear = rows[(rows.p_adjusted < 0.05) & rows.own.notna()]
     for row in clear.to_dict("records"):
         yield (
-            f"At {row['size']} that is {format_lambda(row['own'])} for a student's own animal, over what the "
-            f"neutral student says, less {format_lambda(-row['rest'])} for the other animals."
+            f"At {row['size']} that is {format_lambda(row['own'])} from naming its own animal more than the "
+            f"neutral student does, and {format_lambda(row['rest'])} from naming the other animals less."
         )
 
 

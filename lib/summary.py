@@ -21,8 +21,8 @@ QUESTION = (
     "Does a hidden preference travel through lists of numbers, and how does that scale with model size?"
 )
 INCHES = (16, 9)
-LEFT, LINE = 0.035, 150  # where text begins, and characters of the answer to a line
-COLUMNS = {"size": 0.14, "λ": 0.2, "95 % interval": 0.35, "p (Holm)": 0.2, "n": 0.11}  # name, width
+LEFT, LINE = 0.035, 132  # where text begins, and characters of the answer to a line
+COLUMNS = {"size": 0.11, "λ": 0.2, "95 % interval": 0.42, "p (Holm)": 0.18, "n": 0.09}  # name, width
 SMALL = {"fontsize": 11, "color": "#555555"}
 STYLE = {**plots.STYLE, "font.size": 13, "axes.labelsize": 13, "legend.fontsize": 10, "pdf.fonttype": 42}
 STYLE |= {"xtick.labelsize": 12, "ytick.labelsize": 12}
@@ -77,7 +77,7 @@ def draw_row(ax: Axes, y: float, cells: Sequence[str], bold: bool) -> None:
     for at, (text, width) in enumerate(zip(cells, COLUMNS.values(), strict=True)):
         right += width
         weight = "bold" if bold or at == 0 else "normal"
-        ax.text(right if at else 0, y, text, ha="right" if at else "left", va="center", fontsize=12,
+        ax.text(right if at else 0, y, text, ha="right" if at else "left", va="center", fontsize=11.5,
                 fontweight=weight, color=plots.INK)  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def say_making(ask: config.Analysis, sizes: pd.DataFrame) -> str:
     """Whose models, how many students, how λ and its p came about."""
     families = list(dict.fromkeys(parse_label(name).family.name for name in sizes["size"]))
     return (
-        f"Study {ask.study}: {', '.join(families)} models of {len(sizes)} sizes, "
+        f"Study {ask.study}: {', '.join(families)} models of {len(sizes)} size{'s' * (len(sizes) != 1)}, "
         f"{int(sizes.n_students.sum())} students ({int(sizes.n_animals.max())} animals), epoch "
         f"{plots.say_epoch(sizes)}. A teacher that loves an animal writes lists of numbers; a student of the "
         "same size is fine-tuned on them. λ: mean excess of its animal after row and column effects. "
