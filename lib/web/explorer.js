@@ -598,10 +598,14 @@ function makeTable(columns, caption) {
 }
 
 function drawHead(table, column) {
-  const props = {scope: "col", class: column.numeric ? "sx-number" : null, title: column.hint};
+  const props = {scope: "col", class: nameColumn(column), title: column.hint};
   if (!column.value) return h("th", props, column.title);
   return h("th", {...props, "aria-sort": "none"},
     button(column.title, () => sortBy(table, column), {class: "sx-sort"}));
+}
+
+function nameColumn(column) {
+  return [column.numeric && "sx-number", column.counter && "sx-counter", column.wide && "sx-wide"].filter(Boolean).join(" ") || null;
 }
 
 function sortBy(table, column) {
@@ -623,10 +627,9 @@ function drawRows(table) {
 }
 
 function drawCell(column, row) {
-  const props = {class: column.numeric ? "sx-number" : column.wide ? "sx-wide" : null, "data-label": column.title};
+  const props = {class: nameColumn(column), "data-label": column.title};
   const content = h("span", {}, column.cell(row));
   if (!content.hasChildNodes()) props.class = `${props.class || ""} sx-blank`;
-  if (column.counter) props.class = `${props.class || ""} sx-counter`;
   return h(column.head ? "th" : "td", column.head ? {...props, scope: "row"} : props, content);
 }
 
