@@ -41,6 +41,7 @@ from lib.workers import Expressions
 
 WHOLE = 2_000_000  # characters of an answer that are sent
 BUDGET = 0.18  # seconds that a search may take before it says how far it came
+BETWEEN = 7.0  # seconds that it looks on by itself before it is asked again
 MOST_ROWS = 1_000
 SEARCHES = 4  # whose hits are kept, so that turning a page does not search again
 QUESTIONS = (
@@ -69,6 +70,7 @@ class Explorer:
         self.index = index
         self.shelves: dict[str, Shelf] = {}
         self.searches: dict[str, Search] = {}
+        self.latest: Search | None = None
         self.expressions = Expressions()
         self.guard = threading.RLock()
         tells = (
@@ -322,17 +324,32 @@ class Explorer:
             self.searches[key] = search
             while len(self.searches) > SEARCHES:
                 self.searches.pop(next(iter(self.searches)))
-        match = (
-            find_expression(wanted.search, self.expressions, until)
-            if wanted.regex
-            else find_words(wanted.search)
-        )
-        find_book = (lambda cell: shelf.reach(cell, until)) if scope == "study" else shelf.open
-        search.forget({cell: shelf.source(cell).stamp() for cell in search.done})
-        complete = search.advance(find_book, match, until)
-        if wanted.regex and not complete:  # so that the expression is tried on while nobody asks
-            self.expressions.prepare(wanted.search, filter(None, map(shelf.look_up, search.left())))
+            self.latest = search
+        search.forget({cell: shelf.source(cell).stamp() for cell in list(search.done)})
+        if search.problem:
+            problem, search.problem = search.problem, ""
+            raise BadParameter(problem)
+        complete = self.advance(shelf, search, scope, until)
+        if not complete and not search.running:
+            search.running = True
+            threading.Thread(target=self.go_on, args=(shelf, search, scope), daemon=True).start()
         return search, complete
+
+    def advance(self, shelf: Shelf, search: Search, scope: str, until: float) -> bool:
+        """Look through further books; True when none is left."""
+        words = search.wanted.search
+        match = find_expression(words, self.expressions, until) if search.wanted.regex else find_words(words)
+        find_book = (lambda cell: shelf.reach(cell, until)) if scope == "study" else shelf.open
+        return search.advance(lambda cell: find_book(cell) if self.latest is search else None, match, until)
+
+    def go_on(self, shelf: Shelf, search: Search, scope: str) -> None:
+        """Look on while nobody asks, unless something else is searched for meanwhile."""
+        try:
+            self.advance(shelf, search, scope, time.monotonic() + BETWEEN)
+        except StudyError as error:
+            search.problem = str(error)
+        finally:
+            search.running = False
 
     def tell_text(self, query: dict) -> dict:
         """One answer from its first to its last character."""

@@ -60,6 +60,8 @@ class Search:
     spans: Mapping[Cell, int | None]  # the cells to look through, and the epoch where only one counts
     marked: Mapping[Cell, np.ndarray] | None = None  # places of marked answers, where only these count
     done: dict[Cell, Hits] = field(default_factory=dict)
+    running: bool = False  # somebody looks on in the background
+    problem: str = ""  # what stopped that
 
     def advance(self, books: Callable[[Cell], Book | None], match: Matcher, until: float) -> bool:
         """Look through further books until `until`; True when none is left."""
@@ -126,7 +128,7 @@ class Search:
         """Look again through books whose file has changed."""
         for cell, stamp in stamps.items():
             if self.done[cell].book.stamp != stamp:
-                del self.done[cell]
+                self.done.pop(cell, None)
 
     # --- what was found ---
 

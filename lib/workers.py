@@ -25,7 +25,6 @@ from lib.tallies import Cell, leave_with_parent
 
 PATIENCE = 5.0  # seconds that an expression may take over the answers of one student
 CONTROLS = (config.NEUTRAL, config.UNTUNED)
-AHEAD = 64  # books that the process is sent beforehand; their names fit into a pipe that nobody reads
 ABANDONED = 0.05  # seconds that one search waits for the expression of another that nobody looks at any more
 
 
@@ -115,16 +114,6 @@ class Expressions:
                 if not self.news.wait(max(0.0, until - time.monotonic())):
                     return None
             return self.found[name]
-
-    def prepare(self, expression: str, books: Iterable[Book]) -> None:
-        """Go on with these while nobody asks: packed ones, for the process only needs their names."""
-        with self.news:
-            for book in books:
-                name = (book.source.cell, book.stamp)
-                if expression != self.expression or len(self.waiting) >= AHEAD:
-                    return
-                if book.packed and name not in self.found and name not in self.waiting:
-                    self.send(name, book)
 
     def change(self, expression: str) -> None:
         """Begin with another expression; a process that is at work on the one before is ended."""

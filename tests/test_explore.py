@@ -375,7 +375,7 @@ def test_a_file_that_cannot_be_used_gets_a_state_and_a_word(toy: Explorer, name:
     assert found[0] == state
     assert word in found[1]
     assert ask(toy, "answers", **cell("cat"))["total"] == 0
-    assert ask(toy, "files")["files"][0]["word"] == found[1]
+    assert toy.ask({"what": "files"})["files"][0]["word"] == found[1]
     assert ask(toy, "student", **cell("dog"))["state"] == "fine"
 
 
@@ -448,7 +448,7 @@ def test_files_that_do_not_belong_are_named_with_a_reason(toy: Explorer):
         files.write_text(folder / name, "?")
     words = {
         row["file"].removeprefix("results/toy/"): row["word"]
-        for row in ask(toy, "files")["files"]
+        for row in toy.ask({"what": "files"})["files"]
         if row["state"] == "foreign"
     }
     assert set(words) == {"notes.txt", "9b", "64k/wolfs", "64k/cat/s0.json.bak", "64k/cat/s01.json"}
