@@ -359,11 +359,7 @@ function goToAnswers(app, changes) {
 }
 
 function goToStudent(app, student) {
-  go(app, {label: student.label, animal: student.animal, seed: student.seed, epoch: lastIsNull(app, student), tab: "student"});
-}
-
-function lastIsNull(app, student) {
-  return known(student.epoch) ? student.epoch : null;
+  go(app, {label: student.label, animal: student.animal, seed: student.seed, epoch: student.epoch ?? null, tab: "student"});
 }
 
 function compareWith(app, student) {
@@ -373,7 +369,6 @@ function compareWith(app, student) {
 async function openStudy(app, study) {
   await load(app, app.whole, {what: "open", study}, (reply) => {
     app.opened = reply;
-    app.labels = reply.sizes;
     app.names = Object.keys(reply.colours || {}).filter((name) => !CONTROLS.includes(name) && !/ /.test(name));
     app.main.hidden = false;
     if (reply.progress) showProgress(app, reply.progress);
@@ -620,10 +615,7 @@ function sortBy(table, column) {
 function drawRows(table) {
   const rows = [...table.rows];
   if (table.by) rows.sort((a, b) => compareValues(table.by.value(a), table.by.value(b), table.down));
-  refill(table.body, rows.map((row) => [
-    h("tr", {class: row.className}, table.columns.map((column) => drawCell(column, row))),
-    row.below && h("tr", {class: "sx-below"}, h("td", {colspan: table.columns.length}, row.below())),
-  ]));
+  refill(table.body, rows.map((row) => h("tr", {class: row.className}, table.columns.map((column) => drawCell(column, row)))));
 }
 
 function drawCell(column, row) {
@@ -844,7 +836,7 @@ function listQuestionColumns(app) {
 // --- tab: answers ---------------------------------------------------------------------------
 
 function makeAnswersPanel(app) {
-  const view = {editing: null, reply: null, open: new Set()};
+  const view = {editing: null, reply: null};
   view.form = makeFilters(app);
   view.peers = h("div", {class: "sx-peers"});
   view.count = h("p", {class: "sx-count"});
@@ -1280,7 +1272,7 @@ function makeFollowPanel(app) {
   view.part = makePart(view.body);
   view.part.empty = () => { view.body.hidden = true; };
   const controls = h("div", {class: "sx-filters", role: "group", "aria-label": "Measure"}, field("Measure", view.measure.select), field("Shown", view.level));
-  return {title: "Follow", element: h("div", {}, controls, view.part.element), show: () => showFollow(app, view)};
+  return {title: "Follow", charts: view.charts, element: h("div", {}, controls, view.part.element), show: () => showFollow(app, view)};
 }
 
 function showFollow(app, view) {
@@ -1436,7 +1428,7 @@ function makeMapPanel(app) {
     h("h2", {}, "Who says what"),
     h("div", {class: "sx-filters", role: "group", "aria-label": "Matrix"}, field("Size", view.size), field("Epoch", view.epoch), field("Cells show", view.cells)),
     view.matrixPart.element);
-  return {title: "Map", element, show: () => showMap(app, view)};
+  return {title: "Map", charts: view.charts, element, show: () => showMap(app, view)};
 }
 
 function showMap(app, view) {
@@ -1761,7 +1753,7 @@ function startExplorer(root, ask, {standalone = false} = {}) {
       document.removeEventListener("keydown", onKey);
       window.removeEventListener("popstate", onHash);
       if (app.themes) app.themes.disconnect();
-      for (const panel of Object.values(app.panels)) if (panel.destroy) panel.destroy();
+      for (const panel of Object.values(app.panels)) for (const chart of Object.values(panel.charts || {})) chart.destroy();
       root.replaceChildren();
     },
   };
