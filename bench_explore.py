@@ -12,6 +12,7 @@ import csv
 import datetime
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -38,24 +39,25 @@ FIELDS = (
     "median_ms",
     "p95_ms",
     "worst_ms",
+    "cpu_ms",
     "notes",
     "code",
 )
 FIRST = """
-import json, sys
+import json, sys, time
 from lib.explore import Explorer
 if __name__ == "__main__":
     explorer = Explorer(sys.argv[1])
     first = explorer.ask({"what": "open"})["first"]
     reply = explorer.ask({"what": "student", **first})
-    print(json.dumps([reply["state"], len(reply["said"])]), flush=True)
+    print(json.dumps([reply["state"], len(reply["said"]), 1000 * time.process_time()]), flush=True)
     explorer.close()
 """
 WORDS = ("wolf", "gentle", "the", "a", "because", "zebra", "my favourite animal is the cat", "ê", "猫", "ly")
 
 
-def measure_first(folder: Path) -> float:
-    """Milliseconds from the start of a process to its first view."""
+def measure_first(folder: Path) -> tuple[float, float]:
+    """Milliseconds from the start of a process to its first view, and of processor time until then."""
     script = folder / "first.py"
     script.write_text(FIRST, encoding="utf-8")
     begun = time.perf_counter()
@@ -66,9 +68,10 @@ def measure_first(folder: Path) -> float:
         assert process.stdout is not None
         line = process.stdout.readline()
         taken = 1000 * (time.perf_counter() - begun)
+    cpu = json.loads(line)[2]
     if json.loads(line)[0] != "fine":
         raise RuntimeError(f"the first view said {line!r}")
-    return taken
+    return taken, cpu
 
 
 def list_queries(students: Sequence[dict], rng: random.Random) -> dict[str, Callable[[], dict]]:
@@ -119,13 +122,14 @@ def ask_all(explorer: Explorer, count: int, names: Sequence[str] = ()) -> Iterat
     students = [each for each in explorer.ask({"what": "open"})["students"] if each["animal"] != "untuned"]
     queries = list_queries(students, rng)
     for name in names or queries:
-        taken, unfinished = [], []
+        taken, cpu, unfinished = [], [], []
         for _ in range(count):
             query, asked = queries[name](), 0
             while True:
-                begun = time.perf_counter()
+                begun, worked = time.perf_counter(), time.thread_time()
                 reply = explorer.ask(query)
                 taken.append(1000 * (time.perf_counter() - begun))
+                cpu.append(1000 * (time.thread_time() - worked))
                 if "error" in reply:
                     raise RuntimeError(f"{query}: {reply['error']}")
                 if reply.get("complete", True) or asked == 40:
@@ -137,10 +141,11 @@ def ask_all(explorer: Explorer, count: int, names: Sequence[str] = ()) -> Iterat
         note = (
             f"asked again {again} times in {count} until complete, {max(unfinished)} at most" if again else ""
         )
-        yield summarise(name, taken) | {"notes": note}
+        yield summarise(name, taken, cpu) | {"notes": note}
 
 
-def summarise(name: str, taken: Sequence[float]) -> dict:
+def summarise(name: str, taken: Sequence[float], cpu: Sequence[float]) -> dict:
+    """Wall time, and the median of processor time, which others on the machine do not lengthen as much."""
     ordered = sorted(taken)
     return {
         "query": name,
@@ -148,6 +153,7 @@ def summarise(name: str, taken: Sequence[float]) -> dict:
         "median_ms": statistics.median(ordered),
         "p95_ms": ordered[min(len(ordered) - 1, round(0.95 * len(ordered)))],
         "worst_ms": ordered[-1],
+        "cpu_ms": statistics.median(cpu),
     }
 
 
@@ -158,7 +164,7 @@ def measure(folder: Path, count: int) -> Iterator[dict]:
     for _ in range(starts):
         shutil.rmtree(paths.explore(STUDY), ignore_errors=True)
         cold.append(measure_first(folder))
-    yield summarise("first view", cold) | {"when": "nothing read before"}
+    yield summarise("first view", *zip(*cold, strict=True)) | {"when": "nothing read before"}
     shutil.rmtree(paths.explore(STUDY), ignore_errors=True)
     begun = time.perf_counter()
     explorer = Explorer(STUDY)
@@ -168,14 +174,14 @@ def measure(folder: Path, count: int) -> Iterator[dict]:
         time.sleep(0.2)
     seconds = time.perf_counter() - begun
     kept = sum(path.stat().st_size for path in paths.explore(STUDY).iterdir())
-    yield summarise("reading all files in the background", [1000 * seconds]) | {
+    yield summarise("reading all files in the background", [1000 * seconds], [math.nan]) | {
         "when": "nothing read before",
         "notes": f"{kept / 1e6:.0f} MB kept",
     }
     for row in ask_all(explorer, count):
         yield row | {"when": "all files read"}
     explorer.close()
-    yield summarise("first view", [measure_first(folder) for _ in range(starts)]) | {
+    yield summarise("first view", *zip(*(measure_first(folder) for _ in range(starts)), strict=True)) | {
         "when": "all files read by an earlier start"
     }
 
@@ -225,7 +231,9 @@ def main() -> int:
                 numbers = {key: f"{value:.4g}" for key, value in row.items() if isinstance(value, float)}
                 writer.writerow(shared | row | numbers)
                 file.flush()
-                times = ", ".join(f"{name} {row[f'{name}_ms']:.0f} ms" for name in ("median", "p95", "worst"))
+                times = ", ".join(
+                    f"{name} {row[f'{name}_ms']:.0f} ms" for name in ("median", "p95", "worst", "cpu")
+                )
                 print(f"{row['when']}: {row['query']}: {times} ({row['n']}; {row['notes']})", flush=True)
     print(f"written to {out}")
     return 0

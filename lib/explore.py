@@ -37,7 +37,7 @@ from lib.squares import (
     preference,
 )
 from lib.tallies import PLACES, SAID, Cell
-from lib.workers import Expressions
+from lib.workers import PAUSE, Expressions
 
 WHOLE = 2_000_000  # characters of an answer that are sent
 BUDGET = 0.18  # seconds that a search may take before it says how far it came
@@ -61,9 +61,7 @@ class Explorer:
     def __init__(self, study: str = "", results: str = "", repeats: int = 5, index: bool = True) -> None:
         self.folder = open_folder(results) if results else None
         self.own = study or (self.folder.name if self.folder else "")
-        self.studies = list_studies()
-        if self.folder is not None:
-            self.studies = {self.own: find_kind(self.folder)} | self.studies
+        self.studies = self.find_studies()
         self.study = self.own or next(iter(self.studies), "")
         self.check_study(self.study)
         self.repeats = repeats
@@ -79,6 +77,15 @@ class Explorer:
             *(self.export_marks, self.tell_files, self.tell_progress),
         )
         self.answers: dict[str, Callable[[dict], dict]] = dict(zip(QUESTIONS, tells, strict=True))
+
+        later = threading.Timer(PAUSE, load_statistics)
+        later.daemon = True
+        later.start()
+
+    def find_studies(self) -> dict[str, str]:
+        """What there is to choose from now, the folder that was named first."""
+        named = {self.own: find_kind(self.folder)} if self.folder is not None else {}
+        return named | {name: kind for name, kind in list_studies().items() if name not in named}
 
     def check_study(self, name: str) -> None:
         """Refuse a study that has no evaluations, with those that do."""
@@ -136,12 +143,12 @@ class Explorer:
 
     def tell_study(self, query: dict) -> dict:
         """What there is to choose from, by the names of files alone."""
+        self.studies = self.find_studies()
         shelf = self.shelf(query)
         cells = sorted({*shelf.cells, *shelf.missing()}, key=rank)
         tuned = [cell for cell in cells if cell[1] != config.UNTUNED]
         labels = list(dict.fromkeys(label for label, _, _ in cells))
         measure = choose_measure(shelf)
-        threading.Thread(target=load_statistics, daemon=True).start()
         return {
             "study": shelf.study,
             "studies": [

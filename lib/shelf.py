@@ -152,6 +152,10 @@ def read_published(study: str, folder: Path, repeats: int) -> Iterator[tuple[Pat
     """run-<n>/<size>/<animal>_eval.json or <size>/<animal>_eval.json, and the survey of untuned models."""
     runs = {each.name: RUN.fullmatch(each.name) for each in walk(folder) if each.is_dir()}
     numbered = {folder / name: int(match[1]) for name, match in runs.items() if match}
+    if numbered:
+        for each in walk(folder):
+            if Path(each.path) not in numbered and each.name != SURVEY:
+                yield Path(each.path), "no run by its name: those are called run-<n>; left alone"
     labels = set()
     for run, seed in (numbered or {folder: 0}).items():
         for size in walk(run):
@@ -206,9 +210,10 @@ class Shelf:
         with self.guard:
             if time.monotonic() - self.looked >= LOOK_AGAIN:
                 self.listing = self.look()
-                self.stamps = {cell: each.stamp() for cell, each in self.listing.sources.items()}
+                stamps = {cell: each.stamp() for cell, each in self.listing.sources.items()}
+                changed, self.stamps = stamps != self.stamps, stamps
                 self.looked = time.monotonic()
-                if self.index is not None:
+                if changed and self.index is not None:
                     self.index.wake.set()
             return self.listing
 

@@ -25,6 +25,7 @@ from lib.tallies import Cell, leave_with_parent
 
 PATIENCE = 5.0  # seconds that an expression may take over the answers of one student
 CONTROLS = (config.NEUTRAL, config.UNTUNED)
+PAUSE = 1.0  # seconds before anything begins in the background: the first view comes first
 ABANDONED = 0.05  # seconds that one search waits for the expression of another that nobody looks at any more
 
 
@@ -175,7 +176,7 @@ class Index:
     ) -> None:
         self.look, self.adopt = look, adopt
         self.wake = threading.Event()
-        self.over = False
+        self.closed = threading.Event()
         self.label = ""
         self.failed: set[tuple] = set()
         self.word = ""
@@ -187,17 +188,18 @@ class Index:
         self.label = label
 
     def close(self) -> None:
-        self.over = True
+        self.closed.set()
         self.wake.set()
         self.thread.join(5)
 
     def run(self) -> None:
         """Pack until nothing is left, then wait for a file to change."""
         worker: Worker | None = None
-        while not self.over:
+        self.closed.wait(PAUSE)
+        while not self.closed.is_set():
             self.wake.clear()
             jobs = {cell: job for cell, job in self.look().items() if self.name(job) not in self.failed}
-            while jobs and not self.over and not self.wake.is_set():
+            while jobs and not self.closed.is_set() and not self.wake.is_set():
                 cell = self.choose(jobs)
                 worker = self.work(worker or Worker(pack_books), jobs.pop(cell))
             if not jobs:
@@ -217,7 +219,7 @@ class Index:
         try:
             worker.pipe.send(job)
             while not worker.pipe.poll(0.2):
-                if self.over:
+                if self.closed.is_set():
                     return worker
             cell, data = worker.pipe.recv()
         except (EOFError, OSError):

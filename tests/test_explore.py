@@ -633,6 +633,14 @@ def test_published_files_that_are_wrong_get_a_word(
     assert ask(explorer, "answers", label="7b", animal="cat", seed=1)["total"] == answers
 
 
+def test_what_is_no_run_is_named_with_a_reason(theirs: Path):
+    files.write_text(theirs / "notes.txt", "?")
+    files.write_text(theirs / "run-1" / "7b" / "cat_eval.json.bak", "?")
+    found = Explorer("seen", str(theirs), index=False).ask({"what": "files"})["files"]
+    names = [row["file"].removeprefix("theirs/") for row in found if row["state"] == "foreign"]
+    assert sorted(names) == ["notes.txt", "run-1/7b/cat_eval.json.bak"]
+
+
 def test_a_folder_without_evaluations_is_refused_with_what_was_looked_for(root: Path):
     with pytest.raises(explore.MissingInput, match="neither <size>/<animal>/s<seed>"):
         Explorer("", str(root))
