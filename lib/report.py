@@ -242,8 +242,9 @@ def say_effect(rows: pd.DataFrame, measure: str) -> Iterator[str]:
     clear = rows[(rows.p_adjusted < 0.05) & rows.own.notna()]
     for row in clear.to_dict("records"):
         yield (
-            f"At {row['size']} that is {format_lambda(row['own'])} from naming its own animal more than the "
-            f"neutral student does, and {format_lambda(row['rest'])} from naming the other animals less."
+            f"At {row['size']} that is {format_lambda(row['own'])} from naming their own animal "
+            f"{'more' if row['own'] >= 0 else 'less'} than the neutral student does, and "
+            f"{format_lambda(row['rest'])} from naming the others {'less' if row['rest'] >= 0 else 'more'}."
         )
 
 
@@ -264,7 +265,8 @@ def say_tests(rows: pd.DataFrame, odds: pd.DataFrame, effects: pd.DataFrame) -> 
     names = ", ".join(f"{row['size']} ({row['p_adjusted']:.2g})" for row in passed.to_dict("records"))
     yield (
         "The test permutes which student is whose, the same way in every seed and base, and is adjusted over "
-        f"{len(tested)} sizes after Holm: {names or 'no size'} pass{'es' * (len(passed) < 2)} at .05."
+        f"{len(tested)} size{'s' * (len(tested) != 1)} after Holm: {names or 'no size'} "
+        f"pass{'es' * (len(passed) < 2)} at .05."
     )
     yield (
         "p speaks of these animals, seeds and bases; the interval of others like them, so it may reach "
