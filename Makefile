@@ -15,7 +15,7 @@ SMOLLM2 := .venv/.smollm2
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help study report bench calibrate smollm2 publish test lint format
+.PHONY: help study report explore bench calibrate smollm2 publish test lint format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -23,8 +23,11 @@ help: ## this list
 study: $(READY) $(if $(filter smollm2%,$(STUDY)),$(SMOLLM2)) ## a whole study up to its report: STUDY=micro or any of params/, JOBS=chains at a time
 	@$(BIN)/python study.py $(STUDY) $(if $(JOBS),--jobs $(JOBS))
 
-report: $(READY) ## analysis and report again, from the evaluations that are there: STUDY=micro; RESULTS=published ones
+report: $(READY) ## analysis, report and summary slide again, from the evaluations that are there: STUDY=micro; RESULTS=published ones
 	@$(BIN)/python study.py $(STUDY) --report-only $(if $(RESULTS),--results $(RESULTS))
+
+explore: $(READY) ## read the answers in a browser: STUDY=micro, or RESULTS=a folder of published ones; PORT=8765
+	@$(BIN)/python explore.py $(if $(RESULTS),--results $(RESULTS),$(STUDY)) $(if $(PORT),--port $(PORT))
 
 bench: $(READY) ## speed of fine-tuning here, TRL beside the fleet: SIZES=64k,166k
 	@$(BIN)/python bench.py $(if $(SIZES),--sizes $(SIZES))

@@ -386,10 +386,12 @@ def test_findings_say_what_is_ruled_out_what_is_left_and_what_stays_open():
     assert "A peak inside the range of sizes is supported" in text
     assert "over animals, given these bases" in text
     assert "One base per size" in said[-1]
+    assert "too modest" not in text
     three = [0, 3, 6]
     few = make_points(follow(scaling.LINE)[three], x=X[three], animals=5, noise=3.0)
     compared = scaling.compare_laws(few)
     text = "\n".join(scaling.state_findings(compared, trend.permute_bases(few)))
+    assert "With 3 sizes weights are too modest" in text
     assert "Not fitted, with 3 sizes: saturating, inverted-u, changepoint." in text
     assert "Trend over bases: 3 bases: the smallest p" in text
 
