@@ -22,6 +22,7 @@ from lib.workers import Expressions
 
 SHOWN = 600  # characters of an answer in a list
 FARTHEST = 5_000  # rows to which a whole study can be turned in the order of the alphabet
+CHUNK = 64
 SORTS = ("asked", "text", "said")
 # Letters from frequent to rare: a search begins with the two neighbours that are rarest together.
 COMMON = b" etaoinsrhldcumfpgwybvkxjqz.,-'"
@@ -64,10 +65,10 @@ class Search:
     problem: str = ""  # what stopped that
 
     def advance(self, books: Callable[[Cell], Book | None], match: Matcher, until: float) -> bool:
-        """Look through further books until `until`; True when none is left."""
+        """Look through further books until `until`, through one at least; True when none is left."""
         complete = True
-        for cell in self.left():
-            if time.monotonic() > until:
+        for at, cell in enumerate(self.left()):
+            if at and time.monotonic() > until:
                 return False
             book = books(cell)
             hits = self.look(cell, book, match) if book is not None else None
@@ -201,12 +202,14 @@ def by_text(hits: Hits) -> np.ndarray:
 def walk_texts(at: int, hits: Hits) -> Iterator[tuple[tuple[str, str], int, int]]:
     """Answers of one book from the alphabet's beginning: text, number of the book, place."""
     held, key = -1, ("", "")
-    for place in by_text(hits).tolist():
-        text = int(hits.book.text[place])
-        if text != held:
-            whole = hits.book.texts[text]
-            held, key = text, (whole.casefold(), whole)
-        yield key, at, place
+    places = by_text(hits)
+    for begin in range(0, len(places), CHUNK):  # of most books only the first few are looked at
+        for place in places[begin : begin + CHUNK].tolist():
+            text = int(hits.book.text[place])
+            if text != held:
+                whole = hits.book.texts[text]
+                held, key = text, (whole.casefold(), whole)
+            yield key, at, place
 
 
 def take_rows(

@@ -1,7 +1,7 @@
 """The evaluation files of one study: which there are, which are missing or do not belong; opened on demand.
 
 Files are looked at again before every answer, so that one that was changed, added or deleted is noticed.
-Opened books are kept up to a number of bytes. A background process (lib.indexing) opens all of them once.
+Opened books are kept up to a number of bytes. A background process (lib.workers) opens all of them once.
 """
 
 import functools
@@ -17,7 +17,6 @@ from pathlib import Path
 
 from lib import config, paths
 from lib.books import (
-    FOREIGN,
     MISSING,
     OURS,
     PUBLISHED,
@@ -424,6 +423,3 @@ def open_folder(results: str) -> Path:
             "run-<n>/<size>/<animal>_eval.json"
         )
     return folder
-
-
-__all__ = ["FOREIGN", "Shelf", "find_kind", "list_studies", "open_folder", "rank"]
