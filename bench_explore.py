@@ -228,7 +228,9 @@ def main() -> int:
             for row in measure(Path(name), asked.count):
                 load = f"load {os.getloadavg()[0]:.1f}"
                 row["notes"] = "; ".join(filter(None, [row.get("notes", ""), load]))
-                numbers = {key: f"{value:.4g}" for key, value in row.items() if isinstance(value, float)}
+                numbers = {
+                    k: "" if math.isnan(v) else f"{v:.4g}" for k, v in row.items() if isinstance(v, float)
+                }
                 writer.writerow(shared | row | numbers)
                 file.flush()
                 times = ", ".join(
