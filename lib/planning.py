@@ -1,0 +1,379 @@
+"""The jobs of a study in the order of the plan: which notebook, for which cells, after which other jobs.
+
+Ground layer. Knows the study's file and what a job is expected to cost, and starts nothing: grid.py and
+workflow/Snakefile run what is listed here. What a job costs comes from whoever asks (`Costs`).
+"""
+
+import ast
+import functools
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lib import config, paths
+from lib.errors import BadParameter
+
+STAGES = ("pretrain", "generate", "finetune", "evaluate", "analyse")
+NOTEBOOKS = dict(
+    zip(STAGES, ("00_pretrain", "01_generate", "02_finetune", "03_evaluate", "04_analysis"), strict=True)
+)
+BY_CELL = ("generate", "finetune", "evaluate")  # stages whose jobs cover cells of the grid
+FIELDS = dict(
+    zip(
+        STAGES,
+        (config.Pretrain, config.Generate, config.Finetune, config.Evaluate, config.Analysis),
+        strict=True,
+    )
+)
+GROUP_HOURS = 4.0  # a job that is killed or fails holds up no more than this
+SHARE = 6  # jobs per GPU that keep the last one to end from waiting long for the others
+LEAST_STARTS = 10  # a job takes at least as long as so many starts of its engine, or starting is the work
+AXES = "axes"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a job needs. `minutes` and `start` (of them, until work begins) are None where nobody measured."""
+
+    gpus: int = 0
+    gpu_memory: float = 0  # GB of each of them
+    ram: float = 2  # GB
+    minutes: float | None = None
+    start: float | None = None
+
+
+# stage, label, number of cells, the stage's settings -> what a job of them costs
+Costs = Callable[[str, str, int, Mapping[str, Any]], Cost]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one notebook. Its study is that of its point, where a study has further axes."""
+
+    study: str
+    stage: str
+    label: str = ""  # the base; empty for the analysis
+    animals: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    axes: tuple[tuple[str, Any], ...] = ()
+    part: str = ""  # which of a base's groups, where there are several
+    needs: tuple[str, ...] = ()  # names of the jobs that must be done before
+    gpus: int = 0
+    gpu_memory: float = 0  # GB of each of them
+    ram: float = 2  # GB
+    minutes: float | None = None
+    start: float | None = None
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        """Safe as a file name, and no other job of the plan has it."""
+        point = (name_point(self.axes),) if self.axes and self.stage != "pretrain" else ()
+        return "-".join(filter(None, (self.stage, self.label, self.part, *point)))
+
+    @property
+    def notebook(self) -> str:
+        return NOTEBOOKS[self.stage]
+
+    @property
+    def cells(self) -> list[tuple[str, int]]:
+        """Animal and seed of each cell, in the order in which the notebook takes them."""
+        return [(animal, seed) for seed in self.seeds for animal in self.animals]
+
+    @property
+    def receipt(self) -> Path:
+        """What says that the job is done, and with which results."""
+        return paths.root() / "artifacts" / self.study / ".grid" / f"{self.name}.json"
+
+    @property
+    def stem(self) -> str:
+        """The name of its executed notebook, log and benchmark, without ending; by hand it is the same."""
+        return "-".join(filter(None, (self.notebook, self.label, self.part)))
+
+    def arguments(self) -> list[str]:
+        """What papermill is told after its two paths. The study by name too: its file need not say its own."""
+        words = ["-f", str(paths.params_file(self.study))]
+        words += ["-p", "size", self.label] if self.label else []
+        if self.stage in BY_CELL:
+            whole = not self.part
+            words += ["-p", "animal", "all" if whole else ",".join(self.animals)]
+            seeds = ",".join(map(str, self.seeds))
+            words += ["-p" if whole or not seeds.isdecimal() else "-r", "seed", "all" if whole else seeds]
+        return [*words, "-p", "study", self.study] if self.stage != "pretrain" else words
+
+
+# --- the study ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one study, or one point of a study with further axes, asks for."""
+
+    study: str
+    bases: tuple[config.Base, ...]  # the largest first
+    animals: tuple[str, ...]
+    seeds: tuple[int, ...]
+    recipe: str
+    measure: str
+    overrides: dict[str, Any]
+    axes: tuple[tuple[str, Any], ...] = ()
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """A stage's settings: its notebook's defaults and what the study's file says otherwise."""
+        defaults = read_defaults(NOTEBOOKS[stage])
+        return defaults | {name: value for name, value in self.overrides.items() if name in defaults}
+
+
+def read_study(study: str) -> list[Asked]:
+    """The study, checked before any work; one for each point where its file names further axes."""
+    overrides, axes = read_file(study)
+    points = list(itertools.product(*([(name, value) for value in axes[name]] for name in axes)))
+    return [_read_point(study, overrides, point) for point in points]
+
+
+def _read_point(study: str, overrides: dict[str, Any], point: tuple[tuple[str, Any], ...]) -> Asked:
+    overrides = overrides | dict(point)
+    values = read_defaults("01_generate") | read_defaults("04_analysis") | overrides
+    bases = config.expand_sizes(str(values["sizes"]))
+    asked = Asked(
+        study=f"{study}-{name_point(point)}" if point else study,
+        bases=tuple(sorted(bases, key=lambda base: -base.size.params)),
+        animals=config.expand_animals("all", str(values["animals"])),
+        seeds=config.expand_seeds("all", str(values["seeds"])),
+        recipe=str(values["recipe"]),
+        measure=str(values["measure"]),
+        overrides=overrides,
+        axes=point,
+    )
+    return asked
+
+
+def read_file(study: str) -> tuple[dict[str, Any], dict[str, list]]:
+    """What params/<study>.yaml sets, and its further axes: `axes: {lora_rank: [2, 8, 32]}`."""
+    import yaml
+
+    path = paths.params_file(study)
+    if not path.is_file():
+        known = sorted(each.stem for each in path.parent.glob("*.yaml"))
+        raise BadParameter(
+            f"no study {study!r}: there is no params/{study}.yaml; studies here: {', '.join(known)}"
+            f"{config.suggest(study, known)}"
+        )
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadParameter(f"params/{path.name} is not valid YAML: {error}") from error
+    if not isinstance(loaded, dict) or AXES not in loaded:
+        return config.study_overrides(study), {}
+    axes = loaded.pop(AXES)
+    for name in loaded:
+        _check_known(path, name)
+    _check_axes(path, axes)
+    return loaded, axes
+
+
+def _check_known(path: Path, name: object) -> None:
+    if name not in config.KNOWN_NAMES:
+        near = config.suggest(str(name), config.KNOWN_NAMES)
+        raise BadParameter(f"params/{path.name}: unknown parameter {name!r}{near}")
+
+
+def _check_axes(path: Path, axes: object) -> None:
+    """An axis is a list of values of one setting; what the grid spans anyway is none."""
+    if not isinstance(axes, dict) or not axes:
+        raise BadParameter(f"params/{path.name}: axes must be `name: [values]`, got {axes!r}")
+    for name, values in axes.items():
+        _check_known(path, name)
+        if name in config.PLAN_NAMES:
+            raise BadParameter(
+                f"params/{path.name}: {name} is an axis of every study; say it outside of axes"
+            )
+        if not isinstance(values, list) or not values or len(set(map(repr, values))) < len(values):
+            raise BadParameter(
+                f"params/{path.name}: axis {name} must be a list of different values, got {values!r}"
+            )
+
+
+def name_point(point: Iterable[tuple[str, Any]]) -> str:
+    """`lora_rank8`, as part of a study's name; a dot cannot stand in one."""
+    return "-".join(f"{name}{re.sub('[^A-Za-z0-9_-]', '_', str(value))}" for name, value in point)
+
+
+@functools.cache
+def read_defaults(notebook: str) -> dict[str, Any]:
+    """The values of a notebook's parameters cell, the only place where defaults stand."""
+    document = json.loads(paths.notebook(notebook).read_text(encoding="utf-8"))
+    cells = [cell for cell in document["cells"] if "parameters" in cell["metadata"].get("tags", ())]
+    statements = ast.parse("".join(cells[0]["source"])).body if cells else []
+    named = [each for each in statements if isinstance(each, ast.AnnAssign) and each.value is not None]
+    return {
+        each.target.id: ast.literal_eval(each.value) for each in named if isinstance(each.target, ast.Name)
+    }
+
+
+# --- the jobs -------------------------------------------------------------------------------------
+
+
+def know_nothing(stage: str, label: str, cells: int, settings: Mapping[str, Any]) -> Cost:
+    """The costs of a plan that nobody measured: published models take a GPU, for a time unknown."""
+    published = bool(label) and config.parse_label(label).family.name != "micro"
+    return Cost(gpus=int(published and stage in BY_CELL))
+
+
+def list_jobs(
+    study: str, costs: Costs = know_nothing, gpus: int = 1, group_hours: float = GROUP_HOURS
+) -> list[Job]:
+    """Every job of a study, largest sizes first and a base's stages in their order; the analysis last.
+
+    The same for everybody who asks with the same numbers, and whatever is done already.
+    """
+    asked = read_study(study)
+    limit = find_limit(asked, costs, gpus, group_hours)
+    jobs = [job for each in asked for job in _list_point(each, costs, limit)]
+    once = {job.name: job for job in jobs}  # a base is built once for all points
+    order = {base.label: -base.size.params for each in asked for base in each.bases}
+    place = {name: i for i, name in enumerate(once)}
+    return sorted(once.values(), key=lambda job: (order.get(job.label, 1), place[job.name]))
+
+
+def find_limit(asked: Sequence[Asked], costs: Costs, gpus: int, group_hours: float) -> tuple[float, str]:
+    """Minutes that no job should exceed, and why: so that it can be lost, and so that no GPU waits long."""
+    total = sum(
+        (costs(stage, base.label, _count_cells(each), each.settings(stage)).minutes or 0)
+        for each in asked
+        for base in each.bases
+        for stage in BY_CELL
+    )
+    even = total / (gpus * SHARE)
+    if gpus > 1 and 0 < even < group_hours * 60:
+        return even, f"{gpus} GPUs have {_hours(total)} of work to share"
+    return group_hours * 60, f"no job is to take more than {group_hours:g} h"
+
+
+def _count_cells(asked: Asked) -> int:
+    return len(asked.animals) * len(asked.seeds)
+
+
+def _hours(minutes: float) -> str:
+    return f"{minutes / 60:.3g} h" if minutes >= 60 else f"{minutes:.3g} min"
+
+
+def _list_point(asked: Asked, costs: Costs, limit: tuple[float, str]) -> list[Job]:
+    jobs: list[Job] = []
+    for base in asked.bases:
+        jobs += _list_base(asked, base, costs, limit)
+    needs = tuple(job.name for job in jobs if job.stage == "evaluate")
+    cost = costs("analyse", "", _count_cells(asked) * len(asked.bases), asked.settings("analyse"))
+    why = "reads all evaluations of the study together"
+    return [*jobs, _with_cost(Job(asked.study, "analyse", axes=asked.axes, needs=needs, why=why), cost)]
+
+
+def _list_base(asked: Asked, base: config.Base, costs: Costs, limit: tuple[float, str]) -> list[Job]:
+    """The chain of one base, itself first where it did not come with the project."""
+    built = []
+    carried = asked.recipe == "standard" and paths.tracked_base(base.label).exists()
+    if base.family.name == "micro" and not carried:
+        why = f"{base.label} of recipe {asked.recipe} does not come with the project; built once"
+        cost = costs("pretrain", base.label, 1, asked.settings("pretrain"))
+        built = [_with_cost(Job(asked.study, "pretrain", base.label, axes=asked.axes, why=why), cost)]
+    jobs, before = list(built), built
+    for stage in BY_CELL:
+        groups = _group(asked, base.label, stage, costs, limit)
+        if stage == "evaluate" and len(groups) > 1:
+            # Each evaluation asks the untuned model as well, unless that is done: two at once must not.
+            control = replace(groups[0], animals=(config.UNTUNED,), seeds=(0,), part=config.UNTUNED)
+            control = _with_cost(control, costs(stage, base.label, 1, asked.settings(stage)))
+            why = "the untuned model once, for all evaluations of its base"
+            jobs.append(replace(control, needs=tuple(job.name for job in built), why=why))
+            groups = [replace(group, needs=(jobs[-1].name,)) for group in groups]
+        needed = [_find_needs(group, before) for group in groups]
+        before = [replace(g, needs=(*n, *g.needs)) for g, n in zip(groups, needed, strict=True)]
+        jobs += before
+    return jobs
+
+
+def _find_needs(group: Job, before: Sequence[Job]) -> tuple[str, ...]:
+    """The jobs of the stage before that make what a group starts from; a base that is built is for all."""
+    return tuple(job.name for job in before if job.stage == "pretrain" or set(job.cells) & set(group.cells))
+
+
+def _group(asked: Asked, label: str, stage: str, costs: Costs, limit: tuple[float, str]) -> list[Job]:
+    """A base's cells in as few jobs as the limit allows: split by seeds, and then by animals."""
+    settings = asked.settings(stage)
+    whole = Job(asked.study, stage, label, asked.animals, asked.seeds, asked.axes)
+    cost = costs(stage, label, len(whole.cells), settings)
+    shared = {"generate": "one engine", "finetune": "one copy of the base", "evaluate": "one engine"}[stage]
+    seeds, animals = _count_parts(cost, len(asked.seeds), len(asked.animals), limit[0])
+    if seeds * animals == 1:
+        why = f"all {len(whole.cells)} cells of {label} on {shared}"
+        why += "" if cost.minutes is not None else "; how long that takes was not measured"
+        return [_with_cost(replace(whole, why=why), cost)]
+    parts = []
+    for some_seeds in _split(asked.seeds, seeds):
+        for nth, some in enumerate(_split(asked.animals, animals), start=1):
+            part = "s" + "_".join(map(str, some_seeds)) + (f"-{nth}of{animals}" if animals > 1 else "")
+            job = replace(whole, seeds=some_seeds, animals=some, part=part)
+            job = _with_cost(job, costs(stage, label, len(job.cells), settings))
+            why = f"{len(job.cells)} of {len(whole.cells)} cells of {label} on {shared}, which would take "
+            parts.append(replace(job, why=f"{why}{_hours(cost.minutes or 0)} for all: {limit[1]}"))
+    return parts
+
+
+def _count_parts(cost: Cost, seeds: int, animals: int, limit: float) -> tuple[int, int]:
+    """Into how many parts seeds and animals fall; every part starts an engine, so none gets too small."""
+    if not cost.minutes:
+        return 1, 1
+    start = cost.start or 0
+    work = max(0.0, cost.minutes - start)
+    room = max(limit - start, start * (LEAST_STARTS - 1))
+    if room <= 0:
+        return 1, 1
+    wanted = max(1, math.ceil(work / room))
+    if wanted <= seeds:
+        return wanted, 1
+    return seeds, min(animals, math.ceil(wanted / seeds))
+
+
+def _split(items: Sequence[Any], parts: int) -> list[tuple]:
+    """Neighbours together, no part more than one longer than another."""
+    edges = [round(i * len(items) / parts) for i in range(parts + 1)]
+    return [tuple(items[low:high]) for low, high in itertools.pairwise(edges)]
+
+
+def _with_cost(job: Job, cost: Cost) -> Job:
+    return replace(
+        job,
+        gpus=cost.gpus,
+        gpu_memory=cost.gpu_memory,
+        ram=cost.ram,
+        minutes=cost.minutes,
+        start=cost.start,
+    )
+
+
+def rank_jobs(jobs: Sequence[Job]) -> dict[str, float]:
+    """Minutes from a job's start to the end of the longest chain after it: who has most goes first.
+
+    A job of unknown length counts as a minute, and its size then decides: the order of the plan.
+    """
+    after: dict[str, list[Job]] = {job.name: [] for job in jobs}
+    for job in jobs:
+        for name in job.needs:
+            after[name].append(job)
+    ranks: dict[str, float] = {}
+
+    def rank(job: Job) -> float:
+        if job.name not in ranks:
+            ranks[job.name] = (job.minutes or 1.0) + max(
+                (rank(each) for each in after[job.name]), default=0.0
+            )
+        return ranks[job.name]
+
+    for job in jobs:
+        rank(job)
+    return ranks
