@@ -27,7 +27,8 @@ report: $(READY) ## analysis, report and summary slide again, from the evaluatio
 	@$(BIN)/python study.py $(STUDY) --report-only $(if $(RESULTS),--results $(RESULTS))
 
 explore: $(READY) ## read the answers in a browser: STUDY=micro, or RESULTS=a folder of published ones; PORT=8765
-	@$(BIN)/python explore.py $(if $(RESULTS),--results $(RESULTS),$(STUDY)) $(if $(PORT),--port $(PORT))
+	@$(BIN)/python explore.py $(if $(RESULTS)$(filter-out file,$(origin STUDY)),$(if $(filter-out file,$(origin STUDY)),$(STUDY)),$(STUDY)) \
+		$(if $(RESULTS),--results $(RESULTS)) $(if $(PORT),--port $(PORT))
 
 bench: $(READY) ## speed of fine-tuning here, TRL beside the fleet: SIZES=64k,166k
 	@$(BIN)/python bench.py $(if $(SIZES),--sizes $(SIZES))

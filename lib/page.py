@@ -86,6 +86,8 @@ def build_page(notebook: nbformat.NotebookNode) -> str:
     for cell in notebook.cells:
         clean_cell(cell)
     notebook.cells = arrange_cells(notebook.cells)
+    if study and notebook.cells:
+        name_study(notebook.cells[0], study)
     exporter = HTMLExporter(raw_template=TEMPLATE, template_name="basic", exclude_anchor_links=True)
     body, _ = exporter.from_notebook_node(notebook)
     style = read_web("theme.css", "report.css") + HtmlFormatter(style="friendly").get_style_defs(".highlight")
@@ -113,7 +115,7 @@ def hash_source(text: str) -> str:
 def find_title(notebook: nbformat.NotebookNode) -> str:
     """The first heading."""
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    heading = re.search(r"^# +(.+)$", prose, flags=re.MULTILINE)
+    heading = re.search(r"^# +(?:\d+ )?(.+)$", prose, flags=re.MULTILINE)
     return heading.group(1) if heading else "Report"
 
 
@@ -272,8 +274,15 @@ def arrange_cells(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookN
     shown[0].metadata.opens = '<section class="answer">'
     shown[-1].metadata.closes = "</section>"
     title, *rest = [*split_title(cells[0]), *cells[1:]]
+    title.metadata.prose = re.sub(r"(<h1[^>]*>)\d+ ", r"\1", title.metadata.get("prose", ""), count=1)
     moved = [point_up(cell, answer[0]) if any(cell is each for each in figure) else cell for cell in rest]
     return [title, *shown, *(cell for cell in moved if not any(cell is each for each in answer))]
+
+
+def name_study(title: nbformat.NotebookNode, study: str) -> None:
+    """Whose report it is, above its title."""
+    label = f'<p class="study">Study {html.escape(reveal(study))}</p>'
+    title.metadata.prose = label + title.metadata.get("prose", "")
 
 
 def point_up(figure: nbformat.NotebookNode, answer: nbformat.NotebookNode) -> nbformat.NotebookNode:

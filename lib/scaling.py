@@ -568,9 +568,9 @@ def compare_laws(points: Points, laws: Sequence[Law] = LAWS) -> Comparison:
     .53 where .55 were right; in bins, weight and share right, .30 and .37, .49 and .47, .69 and .69, .92
     and .92; at 3 sizes of 5 animals .51 and .56 (lawcheck.simulate_laws). That holds for laws drawn evenly
     and from the prior of `prior_shapes`; where true laws are clearer than it supposes, the weight is too
-    modest (.64 where .72 were right), where they are wilder, too sure (.51 and .46). With three sizes it is too
-    modest by up to .1, whatever the number of animals and bases. No weight speaks for
-    laws that are not among them. Noise that grows with the effect, as it does in the published runs, pulls
+    modest (.64 where .72 were right), where they are wilder, too sure (.51 and .46). With three sizes
+    it is too modest by up to .1, whatever the number of animals and bases. No weight speaks for laws that
+    are not among them. Noise that grows with the effect, as it does in the published runs, pulls
     every law towards the sizes with little of both.
     """
     units = summarise(points)
@@ -968,8 +968,8 @@ def state_weights(compared: Comparison) -> list[str]:
         said.append(f"Only one law is left: {list_laws(left, lambda fit: f'{fit.weight:.2f}')}.")
     if compared.units.sizes < FEW_SIZES and len(compared.fitted) > 1:
         said.append(
-            f"With {compared.units.sizes} sizes weights are too modest: on simulated studies the likeliest law "
-            "was the right one up to .1 more often than its weight says."
+            f"With {compared.units.sizes} sizes weights are too modest: on simulated studies the likeliest "
+            "law was the right one up to .1 more often than its weight says."
         )
     missing = [fit.law for fit in compared.fits if not fit.fitted]
     if missing:

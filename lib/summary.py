@@ -4,6 +4,7 @@ Drawn by matplotlib alone, 16 to 9; the same bytes for the same tables. Computes
 """
 
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lib import config, files, plots
-from lib.captions import MEASURE_LABELS, write
+from lib.captions import MEASURE_LABELS
 from lib.config import parse_label
 
 QUESTION = (
@@ -22,6 +23,7 @@ QUESTION = (
 )
 INCHES = (16, 9)
 LEFT, LINE = 0.035, 132  # where text begins, and characters of the answer to a line
+FINEST = 9  # decimals
 COLUMNS = {"size": 0.11, "λ": 0.2, "95 % interval": 0.42, "p (Holm)": 0.18, "n": 0.09}  # name, width
 SMALL = {"fontsize": 11, "color": "#555555"}
 STYLE = {**plots.STYLE, "font.size": 13, "axes.labelsize": 13, "legend.fontsize": 10, "pdf.fonttype": 42}
@@ -84,9 +86,17 @@ def draw_row(ax: Axes, y: float, cells: Sequence[str], bold: bool) -> None:
 def write_row(row: Mapping) -> tuple[str, ...]:
     """What the table says of a size."""
     known = not pd.isna(row["ci_low"])
-    reach = f"{write(row['ci_low'])} to {write(row['ci_high'])}" if known else "none"
+    reach = write_interval(row["ci_low"], row["ci_high"]) if known else "none"
     p = "none" if pd.isna(row["p_adjusted"]) else f"{row['p_adjusted']:.2g}".replace("0.", ".", 1)
     return (str(row["size"]), f"{row['lambda']:+.3g}", reach, p, f"{int(row['n_students'])}")
+
+
+def write_interval(low: float, high: float) -> str:
+    """Both ends to the same place, as the width of the interval asks for, and no end rounded away to 0."""
+    places = max(0, 2 - math.floor(math.log10(high - low))) if high > low else 3
+    while places < FINEST and any(each and not round(each, places) for each in (low, high)):
+        places += 1
+    return f"{low:.{places}f} to {high:.{places}f}"
 
 
 def say_making(ask: config.Analysis, sizes: pd.DataFrame) -> str:

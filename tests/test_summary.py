@@ -116,3 +116,16 @@ def test_what_cannot_be_tested_or_fitted_is_not_known():
 
 def test_one_law_left_is_named_alone():
     assert "one is left: power (.97)" in headline([0.01] * 3, make_laws(none=0.03, power=0.97))[2]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.0000386, 0.01596, "-0.00004 to 0.01596"),
+        (6.4, 52.4, "6.4 to 52.4"),
+        (-1.69, 1.66, "-1.69 to 1.66"),
+        (0.0, 0.05, "0.0000 to 0.0500"),
+    ],
+)
+def test_an_interval_is_written_to_one_place_and_no_end_vanishes(low, high, said):
+    assert summary.write_interval(low, high) == said
