@@ -5,6 +5,7 @@ workflow/Snakefile run what is listed here. What a job costs comes from whoever 
 """
 
 import ast
+import dataclasses
 import functools
 import itertools
 import json
@@ -23,17 +24,11 @@ NOTEBOOKS = dict(
     zip(STAGES, ("00_pretrain", "01_generate", "02_finetune", "03_evaluate", "04_analysis"), strict=True)
 )
 BY_CELL = ("generate", "finetune", "evaluate")  # stages whose jobs cover cells of the grid
-FIELDS = dict(
-    zip(
-        STAGES,
-        (config.Pretrain, config.Generate, config.Finetune, config.Evaluate, config.Analysis),
-        strict=True,
-    )
-)
 GROUP_HOURS = 4.0  # a job that is killed or fails holds up no more than this
 SHARE = 6  # jobs per GPU that keep the last one to end from waiting long for the others
 LEAST_STARTS = 10  # a job takes at least as long as so many starts of its engine, or starting is the work
 AXES = "axes"
+DIALS = {field.name for field in dataclasses.fields(config.Pretrain)} - {"size", "recipe", "device"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class Job:
         return "-".join(filter(None, (self.notebook, self.label, self.part)))
 
     def arguments(self) -> list[str]:
-        """What papermill is told after its two paths. The study by name too: its file need not say its own."""
+        """What papermill is told after its two paths. The study by name: its file need not say its own."""
         words = ["-f", str(paths.params_file(self.study))]
         words += ["-p", "size", self.label] if self.label else []
         if self.stage in BY_CELL:
@@ -124,15 +119,17 @@ class Asked:
     axes: tuple[tuple[str, Any], ...] = ()
 
     def settings(self, stage: str) -> dict[str, Any]:
-        """A stage's settings: its notebook's defaults and what the study's file says otherwise."""
-        defaults = read_defaults(NOTEBOOKS[stage])
-        return defaults | {name: value for name, value in self.overrides.items() if name in defaults}
+        """A stage's settings, and those of its neighbours for its cost: an evaluation asks every epoch."""
+        values: dict[str, Any] = {}
+        for each in (*BY_CELL, stage):
+            values |= read_defaults(NOTEBOOKS[each])
+        return values | self.overrides
 
 
 def read_study(study: str) -> list[Asked]:
     """The study, checked before any work; one for each point where its file names further axes."""
     overrides, axes = read_file(study)
-    points = list(itertools.product(*([(name, value) for value in axes[name]] for name in axes)))
+    points = itertools.product(*([(name, value) for value in axes[name]] for name in axes))
     return [_read_point(study, overrides, point) for point in points]
 
 
@@ -140,7 +137,7 @@ def _read_point(study: str, overrides: dict[str, Any], point: tuple[tuple[str, A
     overrides = overrides | dict(point)
     values = read_defaults("01_generate") | read_defaults("04_analysis") | overrides
     bases = config.expand_sizes(str(values["sizes"]))
-    asked = Asked(
+    return Asked(
         study=f"{study}-{name_point(point)}" if point else study,
         bases=tuple(sorted(bases, key=lambda base: -base.size.params)),
         animals=config.expand_animals("all", str(values["animals"])),
@@ -150,7 +147,6 @@ def _read_point(study: str, overrides: dict[str, Any], point: tuple[tuple[str, A
         overrides=overrides,
         axes=point,
     )
-    return asked
 
 
 def read_file(study: str) -> tuple[dict[str, Any], dict[str, list]]:
@@ -193,7 +189,13 @@ def _check_axes(path: Path, axes: object) -> None:
             raise BadParameter(
                 f"params/{path.name}: {name} is an axis of every study; say it outside of axes"
             )
-        if not isinstance(values, list) or not values or len(set(map(repr, values))) < len(values):
+        if name in DIALS:
+            raise BadParameter(
+                f"params/{path.name}: {name} is a dial of the base models and no axis; build each set "
+                "of dials under a recipe of its own with 00_pretrain, then name the recipes: axes: {recipe: [...]}"
+            )
+        names = {name_point([(name, each)]) for each in values} if isinstance(values, list) else set()
+        if not names or len(names) < len(values):
             raise BadParameter(
                 f"params/{path.name}: axis {name} must be a list of different values, got {values!r}"
             )
@@ -280,7 +282,9 @@ def _list_base(asked: Asked, base: config.Base, costs: Costs, limit: tuple[float
     if base.family.name == "micro" and not carried:
         why = f"{base.label} of recipe {asked.recipe} does not come with the project; built once"
         cost = costs("pretrain", base.label, 1, asked.settings("pretrain"))
-        built = [_with_cost(Job(asked.study, "pretrain", base.label, axes=asked.axes, why=why), cost)]
+        part = "" if asked.recipe == "standard" else asked.recipe
+        job = Job(asked.study, "pretrain", base.label, axes=asked.axes, part=part, why=why)
+        built = [_with_cost(job, cost)]
     jobs, before = list(built), built
     for stage in BY_CELL:
         groups = _group(asked, base.label, stage, costs, limit)
