@@ -2,13 +2,13 @@
 
 An import points down, or within a layer to the left, and reading and models never meet:
 
-3 reading: records tallies tables published analysis captions charts plots commands methods page report
+3 reading: records tallies merging tables published analysis captions charts plots commands methods page report
   summary books workers shelf search squares marks explore
 2 models: placement unpacking downloads bases models examples fleet decoding preference sampling
   scheduling engine tracking teacher training evaluation pretraining hub
 1 pure: prompts world numbers grammar scoring stats mixed pooling simulation power scaling trend lawcheck
   calibration speed cards colours
-0 ground: errors paths config files provenance store progress planning resources forecast
+0 ground: errors paths config files provenance store progress planning receipts resources forecast
 """
 
 __version__ = "0.1.0"
