@@ -98,7 +98,7 @@ class Job:
             whole = not self.part
             words += ["-p", "animal", "all" if whole else ",".join(self.animals)]
             seeds = ",".join(map(str, self.seeds))
-            words += ["-p" if whole or not seeds.isdecimal() else "-r", "seed", "all" if whole else seeds]
+            words += ["-p", "seed", "all" if whole else seeds]
         return [*words, "-p", "study", self.study] if self.stage != "pretrain" else words
 
 
@@ -192,7 +192,7 @@ def _check_axes(path: Path, axes: object) -> None:
         if name in DIALS:
             raise BadParameter(
                 f"params/{path.name}: {name} is a dial of the base models and no axis; build each set "
-                "of dials under a recipe of its own with 00_pretrain, then name the recipes: axes: {recipe: [...]}"
+                "of them under a recipe of its own with 00_pretrain, then name those: axes: {recipe: [...]}"
             )
         names = {name_point([(name, each)]) for each in values} if isinstance(values, list) else set()
         if not names or len(names) < len(values):

@@ -1,0 +1,383 @@
+"""A study's whole grid on Snakemake: `python grid.py plan|run|status STUDY [--profile laptop] [--gpus 8]`.
+
+`plan` shows what would be done and what it takes, `run` does it, `status` tells from another shell how far it
+is. lib.planning lists the jobs, workflow/Snakefile runs them, receipts say which are done. Anything may be
+killed at any moment: the same command goes on from there.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from lib import files, paths, planning, receipts, resources
+from lib.errors import BadParameter, StudyError
+from lib.planning import Job
+from study import clock, guarded, interrupt, locked
+from workflow import job as worker
+
+PROFILES = paths.CODE / "workflow" / "profiles"
+POLL = 0.5  # seconds between two looks at the receipts
+KEPT = "had finished"
+GIGABYTES_PER_JOB = 2
+# Snakemake, and beside it a watch that ends it and its jobs when the grid is gone. On the machine of its jobs
+# it says its own number, so that they end with it; the jobs of a cluster are the cluster's and go on.
+SNAKEMAKE = f"""
+import os, psutil, runpy, sys, threading, time
+grid, local = int(sys.argv.pop(1)), sys.argv.pop(1) == "local"
+if local:
+    os.environ["{worker.SCHEDULER}"] = str(os.getpid())
+def watch():
+    while os.getppid() == grid:
+        time.sleep(0.2)
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(1)
+threading.Thread(target=watch, daemon=True).start()
+runpy.run_module("snakemake", run_name="__main__", alter_sys=True)
+"""
+
+
+# --- what is to be done -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study, how its jobs are grouped and where they run."""
+
+    study: str
+    profile: str
+    gpus: int
+    group_hours: float
+    cores: int | None = None  # jobs at a time on one machine; None: as many as it carries
+    extra: tuple[str, ...] = ()  # for Snakemake
+
+    def list_jobs(self) -> list[Job]:
+        return planning.list_jobs(self.study, resources.read_costs(self.study), self.gpus, self.group_hours)
+
+    @property
+    def local(self) -> bool:
+        """Whether its jobs run on this machine."""
+        return self.settings.get("executor", "local") == "local"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return yaml.safe_load((PROFILES / self.profile / "config.yaml").read_text(encoding="utf-8"))
+
+    @property
+    def folder(self) -> Path:
+        """Where Snakemake keeps its own things and the receipts of the study lie."""
+        return paths.root() / "artifacts" / self.study / ".grid"
+
+
+def read_grid(asked: argparse.Namespace) -> Grid:
+    """What was asked, and where it was not: as the study was run before, or what this machine has."""
+    known = sorted(path.parent.name for path in PROFILES.glob("*/config.yaml"))
+    if asked.profile and asked.profile not in known:
+        raise BadParameter(f"no profile {asked.profile!r}; there are {', '.join(known)}")
+    before = read_last(asked.study)
+    grid = Grid(
+        asked.study,
+        asked.profile or str(before.get("profile", "laptop")),
+        asked.gpus or int(before.get("gpus", 0)) or max(1, len(worker.list_gpus())),
+        asked.group_hours or float(before.get("group_hours", planning.GROUP_HOURS)),
+        asked.jobs,
+        tuple(asked.extra),
+    )
+    if grid.profile not in known:
+        raise BadParameter(f"no profile {grid.profile!r}; there are {', '.join(known)}")
+    return grid
+
+
+def last_path(study: str) -> Path:
+    return paths.root() / "artifacts" / study / ".grid" / "grid.json"
+
+
+def read_last(study: str) -> dict[str, Any]:
+    """How the grid was run the last time: other numbers would group its jobs in another way."""
+    try:
+        last = files.read_json(last_path(study))
+    except (OSError, StudyError):
+        return {}
+    return last if isinstance(last, dict) else {}
+
+
+def write_points(study: str) -> None:
+    """A params file for each point of a study with further axes, so that all else finds it by its name."""
+    for point in planning.read_study(study):
+        if not point.axes:
+            continue
+        path = paths.params_file(point.study)
+        head = f"# Point {dict(point.axes)} of params/{study}.yaml, written by grid.py: change that one.\n"
+        text = head + yaml.safe_dump(point.overrides, sort_keys=False)
+        there = path.read_text(encoding="utf-8") if path.exists() else text
+        if not there.startswith("# Point "):
+            raise BadParameter(
+                f"{path} is a study of its own and has the name of a point of {study}; rename one"
+            )
+        if there != text or not path.exists():
+            files.write_text(path, text)
+
+
+# --- doing it ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """What is done of a plan, told in a line per job."""
+
+    jobs: Sequence[Job]
+    began: float = field(default_factory=time.monotonic)
+    done: set[str] = field(default_factory=set)
+    before: set[str] = field(default_factory=set)  # done when this run began
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Tell what has ended since the last look."""
+        for job in self.jobs:
+            if job.name in self.done:
+                continue
+            if job.receipt.exists():
+                self.done.add(job.name)
+                self.failed.pop(job.name, None)
+                receipt = receipts.read_receipt(job) or {}
+                self.tell(job, str(receipt.get("said", "")), float(receipt.get("seconds", 0)))
+            elif job.name not in self.failed and (why := read_failure(job)):
+                self.failed[job.name] = why["error"]
+                self.tell(job, "FAILED", 0)
+
+    def tell(self, job: Job, what: str, seconds: float) -> None:
+        took = f"{clock(seconds)} of {clock(time.monotonic() - self.began)}"
+        overall = f"{len(self.done)} of {len(self.jobs)} jobs{self.say_left()}"
+        print(f"{job.name:<28} {what:<36} {took:>15}   {overall}", flush=True)
+
+    def say_left(self) -> str:
+        """Time left at the pace so far, jobs weighed by what was measured; nothing before the first is done."""
+        weights = {job.name: job.minutes or 1.0 for job in self.jobs if job.name not in self.before}
+        made = sum(weight for name, weight in weights.items() if name in self.done)
+        left = sum(weight for name, weight in weights.items() if name not in self.done | set(self.failed))
+        if not made or not left:
+            return ""
+        return f", about {clock((time.monotonic() - self.began) * left / made)} left"
+
+
+def read_failure(job: Job) -> dict[str, str] | None:
+    """Why a job failed, as it wrote it down."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(receipts.failure_path(job).read_text(encoding="utf-8"))
+    return None
+
+
+def run_grid(grid: Grid) -> int:
+    """Every job that is not done; 1 where any failed."""
+    write_points(grid.study)
+    jobs = grid.list_jobs()
+    with locked(grid.study) as lock:
+        files.write_json(
+            last_path(grid.study),
+            {"gpus": grid.gpus, "group_hours": grid.group_hours, "profile": grid.profile},
+        )
+        receipts.sweep(jobs)
+        for job in jobs:
+            receipts.failure_path(job).unlink(missing_ok=True)
+        done = {job.name for job in jobs if job.receipt.exists()}
+        print(
+            f"study {grid.study}: {len(jobs)} jobs, {len(done)} done already, on {say_where(grid)}",
+            flush=True,
+        )
+        progress = Progress(jobs, done=set(done), before=done)
+        code = run_snakemake(grid, progress, lock.fileno()) if len(done) < len(jobs) else 0
+    missing = [job for job in jobs if job.name not in progress.done]
+    if missing:
+        tell_missing(grid, missing, progress)
+        return 1
+    if code:
+        print(f"Snakemake ended with {code} though every job is done; its log is {show(log_path(grid))}")
+        return 1
+    tell_answer(grid, jobs, nothing=len(done) == len(jobs), seconds=time.monotonic() - progress.began)
+    return 0
+
+
+def say_where(grid: Grid) -> str:
+    where = f"profile {grid.profile}, planned for {grid.gpus} GPU{'s' * (grid.gpus > 1)}"
+    return f"{where}, {count_cores(grid)} at a time" if grid.local else where
+
+
+def count_cores(grid: Grid) -> int:
+    """Jobs at a time on one machine: one per core as far as memory goes, and at least one per GPU."""
+    if grid.cores:
+        return grid.cores
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = psutil.virtual_memory().available // (GIGABYTES_PER_JOB * 2**30)
+    return max(1, len(worker.list_gpus()), min(cores, memory))
+
+
+def run_snakemake(grid: Grid, progress: Progress, lock: int) -> int:
+    """Snakemake over the plan until it ends; the grid's lock is its own as well."""
+    log = log_path(grid)
+    with files.storage_errors(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        grid.folder.mkdir(parents=True, exist_ok=True)
+        file = open(log, "wb")  # noqa: SIM115
+    with file:
+        process = subprocess.Popen(
+            list_words(grid),
+            cwd=paths.CODE,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,  # Ctrl-C reaches the grid alone, and that ends them all
+            pass_fds=(lock,),
+        )
+        try:
+            while process.poll() is None:
+                progress.look()
+                time.sleep(POLL)
+        except BaseException:
+            stop(process, grid.local)
+            raise
+    progress.look()
+    return process.returncode
+
+
+def list_words(grid: Grid) -> list[str]:
+    """Snakemake's command line: its profile, and what is known of this machine only now."""
+    words = [sys.executable, "-c", SNAKEMAKE, str(os.getpid()), "local" if grid.local else "cluster"]
+    words += ["--snakefile", str(paths.CODE / "workflow" / "Snakefile"), "--directory", str(grid.folder)]
+    words += ["--profile", str(PROFILES / grid.profile)]
+    config = [f"study={grid.study}", f"gpus={grid.gpus}", f"group_hours={grid.group_hours:g}"]
+    if grid.local:
+        here = {"gpu": len(worker.list_gpus()), "mem_mb": psutil.virtual_memory().total // 10**6}
+        words += ["--cores", str(count_cores(grid))]
+        words += ["--resources", *(f"{name}={count}" for name, count in here.items())]
+        config += [f"machine_gpus={here['gpu']}", f"machine_mem_mb={here['mem_mb']}"]
+    return [*words, "--config", *config, *grid.extra]
+
+
+def stop(process: subprocess.Popen, local: bool) -> None:
+    """End Snakemake and its jobs; those of a cluster it cancels by itself, which takes a moment."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        if not local:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(process.pid)
+        for each in (*root.children(recursive=True), root):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+    process.wait()
+
+
+# --- telling about it -------------------------------------------------------------------------
+
+
+def log_path(grid: Grid) -> Path:
+    """What Snakemake said."""
+    return paths.executed(grid.study) / "logs" / "snakemake.log"
+
+
+def show(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+def tell_missing(grid: Grid, missing: Sequence[Job], progress: Progress) -> None:
+    """What failed, in the notebook's words, and how to go on; what only waits for that is counted."""
+    names = {job.name for job in missing}
+    failed = [job for job in missing if not names & set(job.needs)]
+    for job in failed:
+        note = read_failure(job) or {}
+        error = note.get("error", "") or say_silent(grid, job)
+        retry = note.get("retry") or retry_words(grid, job)
+        print(f"\n{job.name} failed:\n  " + error.replace("\n", "\n  "))
+        print(f"retry it with\n  {retry}\nits log is {show(worker.log_path(job))}")
+    waiting = len(missing) - len(failed)
+    print(f"\n{len(progress.done)} of {len(progress.jobs)} jobs are done, {len(failed)} failed", end="")
+    print(f", {waiting} wait for those. " if waiting else ". ", end="")
+    print("What had finished stays; the same command goes on from there.")
+
+
+def say_silent(grid: Grid, job: Job) -> str:
+    """Of a job that left no reason: it was killed, never began, or Snakemake itself stopped."""
+    lines = [line for line in read_tail(log_path(grid)) if line.strip()]
+    began = worker.log_path(job).exists()
+    what = "it was killed while it ran" if began else "it never began"
+    last = f"; Snakemake's last words:\n{lines[-1]}" if lines else ""
+    return f"{what} and left no reason{last}\n(all of them are in {show(log_path(grid))})"
+
+
+def read_tail(path: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace").splitlines()[-20:]
+    return []
+
+
+def retry_words(grid: Grid, job: Job) -> str:
+    program = show(paths.CODE / "workflow" / "job.py")
+    grouped = f"--gpus {grid.gpus} --group-hours {grid.group_hours:g}"
+    return f"{show(Path(sys.executable))} {program} {grid.study} {grouped} {job.name}"
+
+
+def tell_answer(grid: Grid, jobs: Sequence[Job], nothing: bool, seconds: float) -> None:
+    """The report of each analysis, and the line that it ends with."""
+    print("nothing to compute: everything was found finished" if nothing else f"done in {clock(seconds)}")
+    for job in jobs:
+        if job.stage == "analyse":
+            print(f"report: {show(paths.executed(job.study) / 'report.html')}")
+            print((receipts.read_receipt(job) or {}).get("said", ""))
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def do(what: str, grid: Grid) -> int:
+    if what == "run":
+        return run_grid(grid)
+    from lib import forecast
+
+    jobs = grid.list_jobs()
+    print(forecast.say_plan(jobs, grid.gpus) if what == "plan" else forecast.say_status(jobs, grid.gpus))
+    return 0
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("what", choices=("plan", "run", "status"))
+    parser.add_argument(
+        "study", nargs="?", default="micro", help="a file of params/, without .yaml (%(default)s)"
+    )
+    parser.add_argument("--profile", default="", help="a folder of workflow/profiles (as before, or laptop)")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs to plan for (as before, or those here)")
+    parser.add_argument("--group-hours", type=float, default=0, help="hours that one job may take (4)")
+    parser.add_argument("--jobs", type=int, help="jobs at a time on one machine; else one per core and GPU")
+    words = sys.argv[1:]
+    own, extra = words, []
+    if "--" in words:  # the rest is Snakemake's
+        own, extra = words[: words.index("--")], words[words.index("--") + 1 :]
+    asked = parser.parse_args(own)
+    asked.extra = extra
+    for name in ("gpus", "group_hours", "jobs"):
+        if (getattr(asked, name) or 0) < 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0, got {getattr(asked, name)}")
+    return asked
+
+
+def main() -> int:
+    asked = read_arguments()
+    for each in (signal.SIGTERM, signal.SIGINT):  # a shell's background job starts with SIGINT ignored
+        signal.signal(each, interrupt)
+    return guarded(lambda: do(asked.what, read_grid(asked)), KEPT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

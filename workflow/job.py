@@ -1,0 +1,270 @@
+"""Run one job of a study's plan, as Snakemake does: `python workflow/job.py qwen finetune-7b`.
+
+papermill runs the notebook into executed/<study>/, its words go to a log, and the receipt comes last. A job
+that another process is at work on is waited for; one that is done costs nothing.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+CODE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(CODE))
+
+from lib import files, paths, planning, receipts, resources  # noqa: E402
+from lib.errors import NotAvailable, StudyError  # noqa: E402
+from lib.planning import Job  # noqa: E402
+
+SCHEDULER = "SUBLIMINAL_SCHEDULER"  # the process that a job on this machine must not outlive
+GIVEN = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")  # who starts jobs here has given them their GPUs
+DONE = re.compile(r"^DONE [^:\n]+: (.+)$", re.MULTILINE)
+# One thread per notebook: the order of a sum, and with it the last digits of a result, would otherwise
+# depend on the number of cores.
+ENVIRONMENT = {
+    **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")},
+    "VECLIB_MAXIMUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+# papermill, and beside it a watch that ends it and its kernel when the job is gone: what outlived a killed
+# job would write into the folders of the next one.
+PAPERMILL = """
+import os, psutil, runpy, sys, threading, time
+job = int(sys.argv.pop(1))
+def watch():
+    while os.getppid() == job:
+        time.sleep(0.2)
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(1)
+threading.Thread(target=watch, daemon=True).start()
+runpy.run_module("papermill", run_name="__main__", alter_sys=True)
+"""
+
+
+def log_path(job: Job) -> Path:
+    return paths.executed(job.study) / "logs" / f"{job.name}.log"
+
+
+def executed_path(job: Job) -> Path:
+    return paths.executed(job.study) / f"{job.stem}.ipynb"
+
+
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def hold_gpus(wanted: int) -> Iterator[tuple[dict[str, str], list[IO]]]:
+    """GPUs of this machine for one job alone: what to set for it, and the locks that keep them.
+
+    Whoever starts jobs on a cluster has given them theirs already; where there are no GPUs, none is set.
+    """
+    known = [] if any(name in os.environ for name in GIVEN) else list_gpus()
+    if not wanted or not known:
+        yield {}, []
+        return
+    if wanted > len(known):
+        raise NotAvailable(f"this job takes {wanted} GPUs and this machine has {len(known)}")
+    with contextlib.ExitStack() as stack:
+        pool = Path(tempfile.gettempdir()) / f"subliminal-gpus-{os.getuid()}"
+        pool.mkdir(exist_ok=True)
+        locks = [stack.enter_context(open(pool / f"{gpu}.lock", "a")) for gpu in known]
+        with open(pool / "queue.lock", "a") as queue:  # one at a time, or two could hold half each for ever
+            fcntl.flock(queue, fcntl.LOCK_EX)
+            held: dict[str, IO] = {}
+            while len(held) < wanted:
+                for gpu, lock in zip(known, locks, strict=True):
+                    if gpu not in held and len(held) < wanted and try_lock(lock):
+                        held[gpu] = lock
+                time.sleep(0 if len(held) == wanted else 0.5)
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(held)}, list(held.values())
+
+
+def list_gpus() -> list[str]:
+    """The GPUs that this process may use, by number or name."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [each.strip() for each in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if each.strip()]
+    try:
+        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [
+        str(i)
+        for i, line in enumerate(filter(lambda line: line.startswith("GPU "), shown.stdout.splitlines()))
+    ]
+
+
+def try_lock(file: IO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+# --- the notebook ---------------------------------------------------------------------------------
+
+
+def run_notebook(job: Job, extra: dict[str, str], keep: list[IO]) -> int:
+    """papermill in a process of its own, with the locks that must not be given back before it ends."""
+    output, log = executed_path(job), log_path(job)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    output.unlink(missing_ok=True)  # an error of the last time must not pass for today's
+    words = [str(paths.notebook(job.notebook)), str(output), *job.arguments(), "--no-progress-bar"]
+    with files.storage_errors(log), open(log, "ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PAPERMILL, str(os.getpid()), *words],
+            cwd=paths.CODE,
+            env=os.environ | ENVIRONMENT | extra,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            pass_fds=[each.fileno() for each in keep],
+        )
+        return process.wait()
+
+
+def died_at_start(job: Job) -> bool:
+    """Whether the kernel was gone before a cell had shown anything: a machine out of breath, no error."""
+    return "DeadKernel" in read_log(job) and not any(output for output in read_outputs(executed_path(job)))
+
+
+def read_log(job: Job) -> str:
+    with contextlib.suppress(OSError):
+        return log_path(job).read_text(errors="replace")
+    return ""
+
+
+def read_outputs(executed: Path) -> list[dict]:
+    """All outputs of a notebook that papermill wrote; none where it could not."""
+    with contextlib.suppress(OSError, StudyError, TypeError, KeyError, AttributeError):
+        return [output for cell in files.read_json(executed)["cells"] for output in cell.get("outputs", ())]
+    return []
+
+
+def find_words(job: Job) -> str:
+    """What the notebook's last cell says it did; an analysis says its answer."""
+    shown = "".join("".join(output.get("text", "")) for output in read_outputs(executed_path(job)))
+    done = DONE.search(shown)
+    return done[1] if done else (shown.strip().splitlines() or [""])[-1]
+
+
+def find_error(job: Job) -> str:
+    """What the notebook itself said: our own messages in full, of others type and text, no stack."""
+    from lib import errors
+
+    for output in read_outputs(executed_path(job)):
+        if output.get("output_type") == "error":
+            ours = isinstance(getattr(errors, output["ename"], None), type)
+            return output["evalue"] if ours else f"{output['ename']}: {output['evalue']}"
+    lines = [line for line in read_log(job).splitlines() if line.strip()]
+    hint = "\n(too little memory does that: try fewer jobs at once)" if "DeadKernel" in "".join(lines) else ""
+    return (lines[-1] if lines else "papermill ended without a word") + hint
+
+
+# --- the job --------------------------------------------------------------------------------------
+
+
+def run_job(job: Job, jobs: dict[str, Job], retry: str) -> int:
+    """The notebook and its receipt; 1 where it failed, with the reason beside the receipt's place."""
+    with receipts.locked(job) as lock:
+        if receipts.is_done(job, jobs):
+            print(f"{job.name} is done already")
+            return 0
+        began = time.monotonic()
+        receipts.failure_path(job).unlink(missing_ok=True)
+        with files.storage_errors(log_path(job)):
+            log_path(job).parent.mkdir(parents=True, exist_ok=True)
+            log_path(job).write_text("")
+        try:
+            with hold_gpus(job.gpus) as (extra, held):
+                code = run_notebook(job, extra, [lock, *held])
+                if code and died_at_start(job):
+                    print(f"{job.name}: its kernel died at the start; once more", flush=True)
+                    code = run_notebook(job, extra, [lock, *held])
+            if code:
+                return note_failure(job, find_error(job), retry)
+            if job.stage == "analyse":
+                export_report(job)
+            told = {"seconds": round(time.monotonic() - began, 1), "said": find_words(job)}
+            receipts.write_receipt(job, [jobs[name] for name in job.needs], **told)
+        except StudyError as error:
+            return note_failure(job, str(error), retry)
+    return 0
+
+
+def export_report(job: Job) -> None:
+    from lib import report  # seconds to import, and only one job needs it
+
+    report.export_report(executed_path(job), paths.executed(job.study) / "report.html")
+
+
+def note_failure(job: Job, error: str, retry: str) -> int:
+    """Keep the reason for the summary; a disk that takes not even that is told on the screen."""
+    print(f"{job.name} failed:\n{error}", file=sys.stderr, flush=True)
+    with contextlib.suppress(StudyError):
+        files.write_json(
+            receipts.failure_path(job),
+            {"job": job.name, "error": error, "retry": retry, "log": str(log_path(job))},
+        )
+    return 1
+
+
+def watch_scheduler() -> None:
+    """End with the scheduler that started this on its own machine: its successor starts the job anew."""
+    scheduler = int(os.environ.get(SCHEDULER) or 0)
+
+    def watch() -> None:
+        import psutil
+
+        while psutil.pid_exists(scheduler) and psutil.Process(scheduler).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        os._exit(1)
+
+    if scheduler:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("study", help="a file of params/, without .yaml")
+    parser.add_argument("name", help="a job, as `python grid.py plan STUDY` names it")
+    parser.add_argument(
+        "--gpus", type=int, default=1, help="for how many GPUs the plan was made (%(default)s)"
+    )
+    parser.add_argument("--group-hours", type=float, default=planning.GROUP_HOURS, help="the longest job")
+    asked = parser.parse_args()
+    watch_scheduler()
+    try:
+        listed = planning.list_jobs(
+            asked.study, resources.read_costs(asked.study), asked.gpus, asked.group_hours
+        )
+        jobs = {job.name: job for job in listed}
+        if asked.name not in jobs:
+            raise StudyError(f"study {asked.study} has no job {asked.name!r}; it has {', '.join(jobs)}")
+        here = [
+            os.path.relpath(word) if os.path.isabs(word) else word for word in (sys.executable, *sys.argv)
+        ]
+        return run_job(jobs[asked.name], jobs, shlex.join(here))
+    except StudyError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
