@@ -11,16 +11,39 @@ run by Snakemake on simulated 1, 8 and 64 GPUs, its jobs asleep for a scaled tim
 import argparse
 import collections
 import csv
+import datetime
+import heapq
+import importlib.metadata
 import io
 import json
+import os
+import platform
+import shutil
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lib import config, files, paths, placement, resources, speed
-from lib.errors import StudyError
+import pandas as pd
+
+from lib import (
+    config,
+    files,
+    forecast,
+    gantt,
+    paths,
+    placement,
+    planning,
+    plots,
+    provenance,
+    resources,
+    speed,
+)
+from lib.errors import DamagedFile, StudyError
 from lib.prompts import BOOKS, number_prompts
 from lib.resources import Need
 
@@ -29,6 +52,9 @@ RAM_BESIDE = 8.0  # GB of a process on a GPU beside the weights that pass throug
 CPU_RAM = 2.0  # GB that a chain of the micro ladder may take, as study.py plans
 QWEN = (*speed.QWEN, "72b")
 MICRO = tuple(name for name, size in config.SIZES.items() if size.family == "micro")
+STUDY = "qwen"  # six sizes, 16 conditions, five seeds
+GPU_COUNTS = (1, 8, 64)
+SECONDS = 180.0  # of a simulation, so that what Snakemake adds to a job does not weigh more than it would
 RANDOM = "random weights at the exact shape"
 
 # --- the table: published models on a GPU -----------------------------------------------------
@@ -38,7 +64,7 @@ def fill_published(benchmarks: Path) -> Iterator[Need]:
     """Qwen 2.5 on an H200, from what bench.py and bench_sampling.py measured."""
     sampled = _read(benchmarks / "sampling.csv")
     trained = [row for row in _read(benchmarks / "nvidia-h200.csv") if row["way"] == "fleet"]
-    projected = [row for row in _read(benchmarks / "projection.csv") if row["way"] == "fleet"]
+    projected = _read(benchmarks / "projection.csv")
     answers = _read(benchmarks / "analysis.csv")[-1]
     per_answers = float(answers["megabytes"]) / float(answers["answers"]) * 10_000
     for size in QWEN:
@@ -87,20 +113,23 @@ def _fill_training(size: str, trained: list[dict], projected: list[dict]) -> Nee
     base = config.parse_label(size)
     disk = placement.count_adapter(placement.shape_of(base), resources.RANK) * 4 / 1e6
     blank = replace(_blank("finetune", size, "train"), disk=round(disk, 3))
-    row = next((each for each in projected if each["size"] == size), None)
-    if row is None:
+    rows = {each["way"]: each for each in projected if each["size"] == size}
+    if not {"fleet", "tuned"} <= rows.keys():
         return blank
+    row = rows["fleet"]
     run = [each for each in trained if each["size"] == size][-1]
     grid = speed.Grid()
-    lists = grid.conditions * float(row["rows"]) * float(row["epochs"])
+    units = grid.conditions * float(row["rows"]) * float(row["epochs"]) / 10_000
     note = (
         f"projection.csv: {row['rests_on']}; {float(run['memory_gb']):.0f} GB taken "
-        f"(nvidia-h200.csv); start is compiling"
+        "(nvidia-h200.csv); start is compiling; alone: TRL, tuned, on the same card"
     )
     return replace(
         blank,
         start_minutes=round(float(run["compile_seconds"]) / 60, 4),
-        minutes=round(float(row["hours_96"]) * 60 / lists * 10_000, 5),
+        minutes=round(float(row["hours_96"]) * 60 / units, 5),
+        together=float(run["students"]),
+        alone=round(float(rows["tuned"]["hours_96"]) * 60 / units, 5),
         comes_from=note,
     )
 
@@ -302,10 +331,19 @@ def _read(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def read_old(path: Path) -> resources.Table:
+    """The table as it is, whose rows stay where their runs are gone; one that is no table is replaced."""
+    try:
+        return resources.read_table() if path.is_file() else {}
+    except DamagedFile as error:
+        print(f"{error}\nIt is filled without what it said before.", file=sys.stderr)
+        return {}
+
+
 def run_fill(roots: list[str]) -> int:
     """Fill the table and say what it still does not know."""
     benchmarks, path = paths.CODE / "benchmarks", resources.table_path()
-    old = resources.read_table() if path.is_file() else {}
+    old = read_old(path)
     needs = fill_table([paths.CODE, *map(Path, roots)], benchmarks, old)
     write_table(path, needs)
     known = [need for need in needs if need.minutes is not None]
@@ -314,6 +352,182 @@ def run_fill(roots: list[str]) -> int:
         unknown = [f"{n.size} ({n.device})" for n in needs if n.rule == rule and n.minutes is None]
         if unknown:
             print(f"not measured: {rule} of {', '.join(unknown)}")
+    return 0
+
+
+# --- the synthetic grid -------------------------------------------------------------------------
+
+# Stands in for workflow/job.py beside the same Snakefile: sleeps as long as the plan expects, scaled.
+SLEEPER = """
+import json, os, sys, time
+began, name = time.time(), sys.argv[-1]
+root = os.environ["SUBLIMINAL_ROOT"]
+time.sleep(json.load(open(f"{root}/seconds.json"))[name])
+receipt = f"{root}/artifacts/{sys.argv[1]}/.grid/{name}.json"
+with open(receipt + ".part", "w") as file:
+    json.dump({"job": name, "began": began, "ended": time.time()}, file)
+os.replace(receipt + ".part", receipt)
+"""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A grid that Snakemake ran with sleeping jobs; seconds are of the clock, `scale` seconds to a minute."""
+
+    jobs: tuple[planning.Job, ...]
+    gpus: int
+    scale: float
+    launched: float
+    spans: Mapping[str, tuple[float, float]]  # when each job began and ended
+
+    @property
+    def makespan(self) -> float:
+        """From the first job's start to the last one's end."""
+        begins, ends = zip(*self.spans.values(), strict=True)
+        return max(ends) - min(begins)
+
+    @property
+    def start(self) -> float:
+        """Until the first job began: Snakemake reading the plan, paid once."""
+        return min(began for began, _ in self.spans.values()) - self.launched
+
+
+def simulate(gpus: int, seconds: float, folder: Path) -> Simulated:
+    """Run the study's own Snakefile for so many GPUs, its work scaled to about so many seconds."""
+    jobs = planning.list_jobs(STUDY, resources.read_costs(STUDY), gpus)
+    scale = seconds / forecast.find_bound(jobs, gpus)
+    workflow, root = folder / "workflow", folder / "root"
+    (root / "artifacts" / STUDY / ".grid").mkdir(parents=True)
+    workflow.mkdir()
+    (folder / "lib").symlink_to(paths.CODE / "lib")
+    shutil.copy(paths.CODE / "workflow" / "Snakefile", workflow)
+    (workflow / "job.py").write_text(SLEEPER, encoding="utf-8")
+    files.write_json(root / "seconds.json", {job.name: (job.minutes or 0) * scale for job in jobs})
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile")]
+    command += ["--profile", str(paths.CODE / "workflow" / "profiles" / "box"), "--directory", str(folder)]
+    command += ["--cores", str(gpus + 2), "--resources", f"gpu={gpus}"]
+    command += ["--config", f"study={STUDY}", f"gpus={gpus}"]
+    environment = os.environ | {"SUBLIMINAL_ROOT": str(root), "OMP_NUM_THREADS": "1"}
+    launched = time.time()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise StudyError(f"Snakemake ended with code {done.returncode}: {done.stderr[-2000:]}")
+    told = [files.read_json(root / "artifacts" / STUDY / ".grid" / f"{job.name}.json") for job in jobs]
+    spans = {each["job"]: (each["began"], each["ended"]) for each in told}
+    return Simulated(tuple(jobs), gpus, scale, launched, spans)
+
+
+def seat_jobs(ran: Simulated) -> list[dict]:
+    """One row per job: its GPU, when it began and ended, and how long it waited although it could have begun.
+
+    The GPU is the one that had been free for longest. What a job waited beyond the end of the jobs it needs
+    and the moment at which that GPU fell free is the scheduler's doing: overhead.
+    """
+    free = [(ran.launched + ran.start, gpu) for gpu in range(ran.gpus)]
+    rows = []
+    for job in sorted(ran.jobs, key=lambda job: ran.spans[job.name][0]):
+        began, ended = ran.spans[job.name]
+        ready = max((ran.spans[need][1] for need in job.needs), default=0.0)
+        gpu: int | None = None
+        if job.gpus:
+            since, gpu = heapq.heappop(free)
+            heapq.heappush(free, (ended, gpu))
+            ready = max(ready, since)
+        rows.append({"job": job, "gpu": gpu, "began": began, "ended": ended, "waited": began - ready})
+    return rows
+
+
+def time_job_start() -> float:
+    """Seconds of workflow/job.py before it starts its notebook: imports and the plan."""
+    began = time.monotonic()
+    program = str(paths.CODE / "workflow" / "job.py")
+    done = subprocess.run([sys.executable, program, STUDY, "no-such-job"], capture_output=True, text=True)
+    if "no job" not in done.stderr:
+        raise StudyError(f"workflow/job.py did not get as far as its plan: {done.stderr[-2000:]}")
+    return time.monotonic() - began
+
+
+def describe_run(ran: Simulated, seats: Sequence[Mapping], run: str, job_start: float) -> dict:
+    """The row of benchmarks/grid.csv. Hours are those of the grid, seconds those of the simulation."""
+    to_hours = 1 / ran.scale / 60
+    bound = forecast.find_bound(ran.jobs, ran.gpus)
+    waited = [max(0.0, seat["waited"]) for seat in seats]
+    expected = forecast.schedule_jobs(ran.jobs, ran.gpus, 2).finish
+    return {
+        "run": run,
+        "device": f"{platform.machine()}, {os.cpu_count()} cores",
+        "gpus": ran.gpus,
+        "jobs": len(ran.jobs),
+        "work_hours": round(sum((job.minutes or 0) * job.gpus for job in ran.jobs) / 60, 2),
+        "bound_hours": round(bound / 60, 3),
+        "expected_hours": round(expected / 60, 3),
+        "makespan_hours": round(ran.makespan * to_hours, 3),
+        "over_bound": round(ran.makespan / (bound * ran.scale) - 1, 4),
+        "makespan_s": round(ran.makespan, 2),
+        "start_s": round(ran.start, 2),
+        "overhead_mean_s": round(statistics.mean(waited), 3),
+        "overhead_p95_s": round(sorted(waited)[int(0.95 * len(waited))], 3),
+        "overhead_worst_s": round(max(waited), 3),
+        "job_start_s": round(job_start, 3),
+        "notes": f"load {os.getloadavg()[0]:.1f}",
+        "python": platform.python_version(),
+        "snakemake": importlib.metadata.version("snakemake"),
+        "code": provenance.code_version()["source"][:12],
+    }
+
+
+def tabulate_seats(ran: Simulated, seats: Sequence[Mapping]) -> pd.DataFrame:
+    """What the figure draws: hours of the grid, not of the clock."""
+    first = min(seat["began"] for seat in seats)
+    return pd.DataFrame(
+        {
+            "gpus": ran.gpus,
+            "gpu": seat["gpu"],
+            "job": seat["job"].name,
+            "stage": seat["job"].stage,
+            "size": forecast.size_of(seat["job"]),
+            "start": (seat["began"] - first) / ran.scale / 60,
+            "end": (seat["ended"] - first) / ran.scale / 60,
+            "bound": forecast.find_bound(ran.jobs, ran.gpus) / 60,
+        }
+        for seat in seats
+        if seat["gpu"] is not None
+    )
+
+
+def say_run(row: Mapping) -> str:
+    return (
+        f"{row['gpus']:>3} GPUs, {row['jobs']} jobs: {row['makespan_hours']:.2f} h, bound "
+        f"{row['bound_hours']:.2f} h ({row['over_bound']:+.1%}); per job {row['overhead_mean_s']:.2f} s of "
+        f"Snakemake, {row['overhead_worst_s']:.2f} s at worst, and {row['job_start_s']:.2f} s until its "
+        "notebook starts"
+    )
+
+
+def append_row(path: Path, row: Mapping[str, object]) -> None:
+    """One more run at the end of the file, which is replaced at once."""
+    rows = [*(_read(path) if path.is_file() else []), row]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(row), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, out.getvalue())
+
+
+def run_simulations(counts: Sequence[int], seconds: float) -> int:
+    """One simulation per number of GPUs, a row each, and the figure of all."""
+    run = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    drawn = []
+    for gpus in counts:
+        with tempfile.TemporaryDirectory(prefix="grid-") as folder:
+            ran = simulate(gpus, seconds, Path(folder))
+        seats = seat_jobs(ran)
+        row = describe_run(ran, seats, run, time_job_start())
+        append_row(paths.benchmarks() / "grid.csv", row)
+        drawn.append(tabulate_seats(ran, seats))
+        print(say_run(row), flush=True)
+    slide = plots.draw(gantt.grid_gantt, pd.concat(drawn), by="gpus")
+    plots.save_figure(slide, slide.table, paths.root() / "figures" / "bench", "grid")
     return 0
 
 
@@ -334,8 +548,14 @@ def main() -> int:
     parser.add_argument(
         "--runs", nargs="*", default=[], help="roots of further runs, as SUBLIMINAL_ROOT names them"
     )
+    parser.add_argument(
+        "--gpus", type=int, nargs="+", default=GPU_COUNTS, help="simulated GPUs (%(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each simulation (%(default)s)")
     asked = parser.parse_args()
-    return guarded(lambda: run_fill(asked.runs))
+    if asked.fill:
+        return guarded(lambda: run_fill(asked.runs))
+    return guarded(lambda: run_simulations(asked.gpus, asked.seconds))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ and named, and left out of every sum: a finish that leaves work out says so.
 """
 
 import heapq
+import os
 import shutil
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from lib import config, paths, planning, resources
+from lib import config, paths, planning, receipts, resources, store
 from lib.planning import Job
 
 SHOWN_GPUS = (1, 8, 64)
@@ -38,23 +39,40 @@ class State:
         return 1 - self.cells.get(job.name, 0) / len(job.cells) if job.cells else 1.0
 
 
-def read_state(jobs: Iterable[Job]) -> State:
-    """What lies on the disk: receipts of jobs, manifests of cells. Whether they hold is the job's to see."""
-    done, cells = set(), {}
-    for job in jobs:
-        if job.receipt.is_file():
-            done.add(job.name)
-        elif job.cells:
-            cells[job.name] = sum(map(Path.is_file, list_manifests(job)))
-    return State(frozenset(done), cells)
+def read_state(jobs: Sequence[Job]) -> State:
+    """What lies on the disk: receipts, locks and failures of jobs, manifests of cells.
+
+    When a job began is its lock file's time: it is shown and decides nothing, so that clocks may disagree.
+    """
+    known = {job.name: job for job in jobs}
+    states = {job.name: receipts.find_state(job, known) for job in jobs}
+    took = {name: _read_seconds(known[name]) for name, state in states.items() if state == "done"}
+    return State(
+        done=frozenset(took),
+        cells={job.name: _count_cells(job) for job in jobs if job.name not in took},
+        running={name: _since(known[name]) for name, state in states.items() if state == "running"},
+        failed=frozenset(name for name, state in states.items() if state == "failed"),
+        took={name: seconds / 60 for name, seconds in took.items() if seconds},
+    )
 
 
-def list_manifests(job: Job) -> list[Path]:
-    """Where the manifests of a job's cells are, or will be."""
-    return [
-        paths.artifact(job.study, job.stage, job.label, animal, seed) / "manifest.json"
-        for animal, seed in job.cells
-    ]
+def _read_seconds(job: Job) -> float:
+    return float((receipts.read_receipt(job) or {}).get("seconds", 0))
+
+
+def _since(job: Job) -> float:
+    try:
+        return max(0.0, time.time() - receipts.lock_path(job).stat().st_mtime) / 60
+    except OSError:
+        return 0.0
+
+
+def _count_cells(job: Job) -> int:
+    """Cells that have a manifest, of a job that has no receipt yet."""
+    if job.stage not in planning.BY_CELL:
+        return 0
+    folders = [paths.artifact(job.study, job.stage, job.label, *cell) for cell in job.cells]
+    return sum((folder / store.MANIFEST).is_file() for folder in folders)
 
 
 # --- time -----------------------------------------------------------------------------------------
@@ -200,14 +218,35 @@ def lay_out(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     ]
 
 
+def study_of(jobs: Sequence[Job]) -> str:
+    """The study that was asked for; jobs carry the name of their point where it has further axes."""
+    job = jobs[0]
+    return job.study.removesuffix(f"-{planning.name_point(job.axes)}") if job.axes else job.study
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 # --- the plan -------------------------------------------------------------------------------------
 
 
-def describe_plan(study: str, jobs: Sequence[Job], gpus: int, cores: int, state: State) -> str:
+def say_plan(jobs: Sequence[Job], gpus: int) -> str:
+    """The text of `plan` for a study as it lies here."""
+    return describe_plan(jobs, gpus, count_cores(), read_state(jobs))
+
+
+def say_status(jobs: Sequence[Job], gpus: int) -> str:
+    """The text of `status` for a study as it lies here."""
+    return describe_status(jobs, gpus, count_cores(), read_state(jobs))
+
+
+def describe_plan(jobs: Sequence[Job], gpus: int, cores: int, state: State) -> str:
     """The whole text of `plan`: jobs, hours by stage and size, disk, expected finish, how it was grouped."""
     left = list_left(jobs, state)
     parts = [
-        [f"study {study}: {say_count(len(jobs), 'job')}, {len(state.done)} done"],
+        [f"study {study_of(jobs)}: {say_count(len(jobs), 'job')}, {len(state.done)} done"],
         describe_jobs(jobs, left, state),
         describe_hours(jobs, left, state),
         describe_disk(jobs),
@@ -305,10 +344,10 @@ def size_of(job: Job) -> str:
 def describe_disk(jobs: Sequence[Job]) -> list[str]:
     """What the study leaves on the disk, by stage, the models it fetches, and what is free."""
     table, used, unknown = resources.read_table(), Counter[str](), set()
+    settings = _read_settings(study_of(jobs))
     for job in jobs:
         need = resources.find_need(job.stage, size_of(job), table)
-        settings = _read_settings(job)
-        disk = resources.count_disk(need, settings, len(job.cells))
+        disk = resources.count_disk(need, settings | dict(job.axes), len(job.cells))
         if disk is None:
             unknown.add((job.stage, size_of(job)))
         else:
@@ -326,14 +365,12 @@ def describe_disk(jobs: Sequence[Job]) -> list[str]:
     return lines
 
 
-def _read_settings(job: Job) -> dict[str, object]:
-    """Settings of all stages of a job's study, those of its point included."""
-    study = job.study.removesuffix(f"-{planning.name_point(job.axes)}") if job.axes else job.study
-    overrides, _ = planning.read_file(study)
+def _read_settings(study: str) -> dict[str, object]:
+    """Settings of all stages of a study: the notebooks' defaults and what its file says otherwise."""
     defaults: dict[str, object] = {}
     for stage in planning.BY_CELL:
         defaults |= planning.read_defaults(planning.NOTEBOOKS[stage])
-    return defaults | overrides | dict(job.axes)
+    return defaults | planning.read_file(study)[0]
 
 
 def _find_free() -> int:
@@ -369,20 +406,23 @@ def _say_unknown(names: Sequence[str]) -> str:
 
 def describe_groups(jobs: Sequence[Job]) -> list[str]:
     """Why jobs hold the cells they hold: one line for all that share a reason."""
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for job in jobs:
-        reasons[job.why].append(job.name)
+    reasons: dict[str, list[Job]] = defaultdict(list)
+    for job in jobs:  # some parts of a base have a cell more than others, which is no other reason
+        reasons[job.why.removeprefix(f"{len(job.cells)} of ")].append(job)
     lines = ["how the jobs are cut:"]
-    for why, names in reasons.items():
-        more = f" and {len(names) - 1} like it" if len(names) > 1 else ""
-        lines += [f"  {names[0]}{more}: {why}"] if why else []
+    for why, some in reasons.items():
+        more = f" and {len(some) - 1} like it" if len(some) > 1 else ""
+        counts = sorted({len(job.cells) for job in some})
+        each = f"{'-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} of "
+        cut = each if why != some[0].why else ""
+        lines += [f"  {some[0].name}{more}: {cut}{why}"] if why else []
     return lines if len(lines) > 1 else []
 
 
 # --- the status -----------------------------------------------------------------------------------
 
 
-def say_progress(jobs: Sequence[Job], state: State, gpus: int, cores: int) -> str:
+def say_progress(jobs: Sequence[Job], gpus: int, cores: int, state: State) -> str:
     """One line: how much is done, what runs, what failed, and the time left."""
     left = list_left(jobs, state)
     if not left:
@@ -406,9 +446,9 @@ def _is_blocked(job: Job, jobs: Sequence[Job], state: State) -> bool:
     )
 
 
-def describe_status(study: str, jobs: Sequence[Job], state: State, gpus: int, cores: int) -> str:
+def describe_status(jobs: Sequence[Job], gpus: int, cores: int, state: State) -> str:
     """The text of `status`: the line of progress, what runs and failed, what is done by stage and size."""
-    lines = [f"study {study}: {say_progress(jobs, state, gpus, cores)}"]
+    lines = [f"study {study_of(jobs)}: {say_progress(jobs, gpus, cores, state)}"]
     expected = {job.name: job.minutes for job in jobs}
     for name, minutes in sorted(state.running.items()):
         of = "" if expected.get(name) is None else f", {say_minutes(expected[name] or 0)} expected"

@@ -22,8 +22,9 @@ def grid_gantt(table: pd.DataFrame, ax: Axes) -> Axes:
         colour, edge = STAGE_LOOKS.get(row.stage, "#999999"), 0.3 if gpus > 16 else 1
         ax.barh(row.gpu, row.end - row.start, 0.86, left=row.start, color=colour, edgecolor="white", lw=edge)
         if gpus <= 8 and row.end - row.start > 0.05 * end:
-            ax.text((row.start + row.end) / 2, row.gpu, row.size, ha="center", va="center", color="black" if row.stage == "generate" else "white",
-                    fontsize=9)  # fmt: skip
+            ink = "black" if row.stage == "generate" else "white"
+            middle = (row.start + row.end) / 2
+            ax.text(middle, row.gpu, row.size, ha="center", va="center", color=ink, fontsize=9)
     ax.axvline(bound, color="black", ls="--", lw=1.5)
     ax.set_ylim(gpus - 0.5, -0.5)
     ax.set_xlim(0, 1.06 * max(end, bound))

@@ -40,7 +40,8 @@ class Need:
     """One row of the table. `gpu_memory` and `ram` are GB, `minutes` are of one unit (PER), `disk` is MB.
 
     `gpu_memory` is what each of the GPUs must have free at least; with more of it, more students share a
-    pass, and the minutes are those of the device that is named in `comes_from`.
+    pass, and the minutes are those of the device that is named in `comes_from`: of `together` students at
+    a time, where fine-tuning was measured so. `alone` are the minutes of one by itself.
     """
 
     rule: str
@@ -53,17 +54,29 @@ class Need:
     minutes: float | None
     disk: float | None
     comes_from: str
+    together: float | None = None
+    alone: float | None = None
 
-    def minutes_for(self, units: float) -> float | None:
-        """Minutes of one job over so many units; None where its minutes were never measured."""
-        return None if self.minutes is None else (self.start_minutes or 0.0) + units * self.minutes
+    def minutes_for(self, units: float, cells: int = 1) -> float | None:
+        """Minutes of one job over so many units of so many cells; None where nobody measured them.
+
+        Students are trained in rounds of `together`. A round that is not full was not measured: it counts
+        as its students one by one, and at most as a full round.
+        """
+        if self.minutes is None:
+            return None
+        if self.together and self.alone and cells:
+            full, rest = divmod(cells, int(self.together))
+            counted = full * self.together + min(rest * self.alone / self.minutes, self.together)
+            units *= counted / cells
+        return (self.start_minutes or 0.0) + units * self.minutes
 
 
 FIELDS = (
     *("rule", "size", "device", "gpus", "gpu_memory", "ram", "start_minutes", "minutes", "per"),
-    *("disk", "disk_per", "comes_from"),
+    *("together", "alone", "disk", "disk_per", "comes_from"),
 )
-NUMBERS = ("gpu_memory", "ram", "start_minutes", "minutes", "disk")
+NUMBERS = ("gpu_memory", "ram", "start_minutes", "minutes", "together", "alone", "disk")
 Table = Mapping[tuple[str, str, str], Need]
 
 
@@ -135,7 +148,7 @@ def read_costs(study: str, device: str = "") -> planning.Costs:
     def costs(stage: str, label: str, cells: int, settings: Mapping[str, Any]) -> planning.Cost:
         size = config.parse_label(label).size.name if label else ALL_SIZES
         need = find_need(stage, size, table, device)
-        minutes = need.minutes_for(count_units(stage, {"epochs": epochs, **settings}, cells))
+        minutes = need.minutes_for(count_units(stage, {"epochs": epochs, **settings}, cells), cells)
         return planning.Cost(
             need.gpus, need.gpu_memory or 0, need.ram or RAM_UNKNOWN, minutes, need.start_minutes
         )
