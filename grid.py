@@ -163,7 +163,7 @@ class Progress:
         print(f"{job.name:<28} {what:<36} {took:>15}   {overall}", flush=True)
 
     def say_left(self) -> str:
-        """Time left at the pace so far, jobs weighed by what was measured; nothing before the first is done."""
+        """Time left at the pace so far, jobs weighed by what was measured of them; nothing at first."""
         weights = {job.name: job.minutes or 1.0 for job in self.jobs if job.name not in self.before}
         made = sum(weight for name, weight in weights.items() if name in self.done)
         left = sum(weight for name, weight in weights.items() if name not in self.done | set(self.failed))
@@ -183,7 +183,10 @@ def run_grid(grid: Grid) -> int:
     """Every job that is not done; 1 where any failed."""
     write_points(grid.study)
     jobs = grid.list_jobs()
-    with locked(grid.study) as lock:
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(locked(grid.study))
+        for point in {job.study for job in jobs} - {grid.study}:
+            stack.enter_context(locked(point))
         files.write_json(
             last_path(grid.study),
             {"gpus": grid.gpus, "group_hours": grid.group_hours, "profile": grid.profile},
@@ -308,12 +311,12 @@ def tell_missing(grid: Grid, missing: Sequence[Job], progress: Progress) -> None
 
 
 def say_silent(grid: Grid, job: Job) -> str:
-    """Of a job that left no reason: it was killed, never began, or Snakemake itself stopped."""
+    """Of a job that left no reason: it was killed, its machine was lost, or Snakemake itself stopped."""
     lines = [line for line in read_tail(log_path(grid)) if line.strip()]
     began = worker.log_path(job).exists()
-    what = "it was killed while it ran" if began else "it never began"
-    last = f"; Snakemake's last words:\n{lines[-1]}" if lines else ""
-    return f"{what} and left no reason{last}\n(all of them are in {show(log_path(grid))})"
+    what = "it began, and ended without a word, as what is killed does" if began else "it never began"
+    last = f"; Snakemake's last words:\n{lines[-1].strip()}" if lines else ""
+    return f"{what}{last}\n(all of them are in {show(log_path(grid))})"
 
 
 def read_tail(path: Path) -> list[str]:

@@ -1,0 +1,240 @@
+"""grid.py with notebooks that only pretend: real Snakemake, papermill, kernels and signals."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from grid_project import Project, wait_for
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path / "project")
+
+
+def made_twice(project: Project) -> list[str]:
+    return [event for event, count in Counter(project.events("made")).items() if count > 1]
+
+
+def find_process(words: str) -> psutil.Process | None:
+    for process in psutil.process_iter():
+        try:
+            if words in " ".join(process.cmdline()):
+                return process
+        except psutil.Error:
+            continue
+    return None
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+# --- a grid that goes well ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
+    project = Project(tmp_path_factory.mktemp("grid") / "project")
+    project.params("tiny", 'sizes: 64k,166k\nanimals: neutral,wolf\nseeds: "0,1"\n')
+    code, out = project.run("run", "tiny", "--jobs", "2")
+    assert code == 0, out
+    return project, out
+
+
+def test_a_grid_makes_every_cell_once_and_then_its_report(finished):
+    project, out = finished
+    made = project.events("made")
+    assert len(made) == 2 * (4 + 4 + 5)  # both bases: four cells a stage, and the untuned model
+    assert not made_twice(project)
+    assert project.events()[-1] == "analysed tiny"
+    assert "The" not in (project.root / "executed/tiny/report.html").read_text()[:1]
+    assert out.splitlines()[-1] == "lambda of 10 evaluations"
+
+
+def test_a_line_per_job_tells_what_it_did_and_how_far_the_grid_is(finished):
+    _, out = finished
+    assert re.search(r"^finetune-64k +4 made, 0 found finished +\d:\d\d of \d:\d\d   \d of 7 jobs", out, re.M)
+    assert re.search(r"7 of 7 jobs$", out, re.M)
+    assert re.search(r"about \d+:\d\d left$", out, re.M)
+
+
+def test_each_job_leaves_its_notebook_log_benchmark_and_receipt(finished):
+    project, _ = finished
+    executed = project.root / "executed/tiny"
+    for notebook, name in (("01_generate", "generate"), ("03_evaluate", "evaluate")):
+        assert (executed / f"{notebook}-166k.ipynb").exists()
+        assert (executed / f"logs/{name}-166k.log").exists()
+        assert (executed / f"benchmarks/{name}-166k.tsv").exists()
+        assert project.receipt(f"{name}-166k").exists()
+
+
+def test_the_largest_base_begins(finished):
+    project, _ = finished
+    assert project.events("begin")[0].split()[2] == "166k"
+
+
+def test_clocks_that_disagree_make_nothing_again_and_fail_nothing(finished, tmp_path: Path):
+    project = Project(tmp_path / "copy")
+    for folder in ("artifacts", "results", "executed", "params"):
+        shutil.copytree(finished[0].root / folder, project.root / folder, dirs_exist_ok=True)
+    for name, year in (("generate-64k", 2040), ("evaluate-64k", 1990), ("finetune-166k", 2050)):
+        moment = (year - 1970) * 365.25 * 86400
+        os.utime(project.receipt(name), (moment, moment))
+    code, out = project.run("run", "tiny")
+    assert (code, "nothing to compute" in out, project.events()) == (0, True, []), out
+    project.receipt("finetune-64k").unlink()  # and one that really has to run, after a receipt of the future
+    code, out = project.run("run", "tiny")
+    assert code == 0, out
+    assert project.events("made") == []
+    assert [event.split()[:3] for event in project.events("begin")] == [
+        ["begin", "02_finetune", "64k"],
+        ["begin", "03_evaluate", "64k"],
+    ]
+
+
+def test_a_result_that_is_gone_takes_its_receipt_along_and_is_made_again(finished, tmp_path: Path):
+    project = Project(tmp_path / "copy")
+    for folder in ("artifacts", "results", "executed", "params"):
+        shutil.copytree(finished[0].root / folder, project.root / folder, dirs_exist_ok=True)
+    shutil.rmtree(project.root / "artifacts/tiny/evaluate/64k/wolf/s1")
+    code, out = project.run("run", "tiny")
+    assert code == 0, out
+    assert project.events("made") == ["made tiny evaluate 64k wolf s1"]
+
+
+# --- a grid that goes wrong -----------------------------------------------------------------------
+
+
+def test_a_failure_stops_only_what_needs_it_and_is_told_in_the_notebooks_words(project: Project):
+    project.params("tiny", 'sizes: 64k,166k\nanimals: neutral,wolf\nseeds: "0"\n')
+    trouble = project.trouble("02_finetune", "166k", "fails")
+    trouble.write_text("no numbers for 166k/wolf/s0: run\n  papermill this --and that")
+    code, out = project.run("run", "tiny", "--jobs", "2")
+    assert code == 1
+    assert len([event for event in project.events("made") if " 64k " in event]) == 2 + 2 + 3
+    assert project.receipt("evaluate-64k").exists()
+    assert not project.receipt("analyse").exists()
+    said = "finetune-166k failed:\n  no numbers for 166k/wolf/s0: run\n    papermill this --and that\n"
+    assert said in out
+    assert "Traceback" not in out
+    assert "5 of 7 jobs are done" not in out
+    assert "4 of 7 jobs are done, 1 failed, 2 wait for those." in out
+    trouble.unlink()
+    retry = shlex.split(re.search(r"retry it with\n  (.*)\n", out)[1])
+    subprocess.run(retry, cwd=project.root, check=True, capture_output=True)
+    assert project.receipt("finetune-166k").exists()
+    code, out = project.run("run", "tiny")
+    assert code == 0, out
+    assert not made_twice(project)
+
+
+def test_a_kernel_that_dies_at_its_start_is_tried_once_more(project: Project):
+    project.trouble("01_generate", "64k", "dies")
+    code, out = project.run("run", "tiny")
+    assert code == 0, out
+    assert "DeadKernel" in (project.root / "executed/tiny/logs/generate-64k.log").read_text()
+
+
+def test_a_bad_study_is_refused_before_any_work(project: Project):
+    code, out = project.run("run", "tinny")
+    assert code == 1
+    assert "no study 'tinny'" in out
+    assert "did you mean 'tiny'" in out
+    assert not (project.root / "artifacts").exists()
+
+
+def test_a_profile_that_is_not_there_is_refused(project: Project):
+    code, out = project.run("run", "tiny", "--profile", "slum")
+    assert code == 1
+    assert "no profile 'slum'; there are box, kubernetes, laptop, slurm" in out
+
+
+# --- a grid that is killed ------------------------------------------------------------------------
+
+
+def start_hanging(project: Project, notebook: str = "02_finetune") -> tuple[subprocess.Popen, Path, int]:
+    """A grid at work in a stage, what holds it there, and the process of that stage's kernel."""
+    hold = project.trouble(notebook, "64k", "hangs")
+    process = project.start("run", "tiny")
+    wait_for(lambda: project.events(f"begin {notebook}") or process.poll() is not None)
+    assert process.poll() is None, process.stdout.read()
+    return process, hold, int(project.events(f"begin {notebook}")[0].split()[-1])
+
+
+@pytest.mark.parametrize("victim", ["grid", "snakemake", "job"])
+def test_what_is_killed_is_taken_up_again_and_nothing_is_made_twice(project: Project, victim: str):
+    process, hold, kernel = start_hanging(project)
+    family = psutil.Process(process.pid).children(recursive=True)
+    named = {"snakemake": "--snakefile", "job": "workflow/job.py"}
+    if victim == "grid":
+        process.kill()
+    else:
+        found = [each for each in family if named[victim] in " ".join(each.cmdline())]
+        found[-1 if victim == "job" else 0].kill()
+    out, _ = process.communicate(timeout=60)
+    wait_for(lambda: not is_running(kernel), 10)  # nothing outlives what was killed and writes on
+    if victim != "grid":
+        assert process.returncode == 1
+        assert re.search(r"finetune-64k failed:\n  it began, and ended without a word", out), out
+    hold.unlink()
+    code, out = project.run("run", "tiny")
+    assert code == 0, out
+    assert not made_twice(project)
+    assert [event.split()[1] for event in project.events("begin")].count("01_generate") == 1
+
+
+def test_ctrl_c_ends_every_job_and_its_kernel(project: Project):
+    process, _, kernel = start_hanging(project)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out.splitlines()[-1].startswith("stopped; what had finished stays")
+    assert "Traceback" not in out
+    wait_for(lambda: not is_running(kernel), 10)
+
+
+def test_two_grids_on_one_folder_and_a_job_started_twice_do_no_harm(project: Project):
+    process, hold, kernel = start_hanging(project)
+    for program, words in (("grid.py", ("run", "tiny")), ("study.py", ("tiny",))):
+        code, out = project.run(*words, program=program)
+        assert (code, "study tiny is being run already" in out) == (1, True), out
+    again = project.start("tiny", "finetune-64k", program="workflow/job.py")
+    time.sleep(3)
+    assert again.poll() is None
+    assert is_running(kernel)
+    hold.unlink()
+    told, _ = again.communicate(timeout=60)
+    assert re.search(r"finetune-64k is at work already \(process \d+ on .+\); waiting for it", told)
+    assert "finetune-64k is done already" in told
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert not made_twice(project)
+
+
+# --- further axes ---------------------------------------------------------------------------------
+
+
+def test_each_point_of_an_axis_is_a_study_of_its_own(project: Project):
+    project.params("ranks", 'sizes: 64k\nanimals: neutral,wolf\nseeds: "0"\naxes: {lora_rank: [2, 4]}\n')
+    code, out = project.run("run", "ranks", "--jobs", "2")
+    assert code == 0, out
+    for rank in (2, 4):
+        manifest = project.root / f"artifacts/ranks-lora_rank{rank}/finetune/64k/wolf/s0/manifest.json"
+        assert f'"lora_rank": {rank}' in manifest.read_text()
+        assert (project.root / f"executed/ranks-lora_rank{rank}/report.html").exists()
+    assert (project.root / "params/ranks-lora_rank4.yaml").read_text().startswith("# Point ")
+    code, out = project.run("run", "ranks")
+    assert "nothing to compute" in out
+    assert not made_twice(project)
