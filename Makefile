@@ -15,13 +15,25 @@ SMOLLM2 := .venv/.smollm2
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help study report explore bench calibrate smollm2 publish test lint format
+.PHONY: help study grid plan status merge report explore bench calibrate smollm2 publish test lint format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 study: $(READY) $(if $(filter smollm2%,$(STUDY)),$(SMOLLM2)) ## a whole study up to its report: STUDY=micro or any of params/, JOBS=chains at a time
 	@$(BIN)/python study.py $(STUDY) $(if $(JOBS),--jobs $(JOBS))
+
+plan: $(READY) ## what a study's grid would take, and what is done: STUDY=qwen, GPUS=8
+	@$(BIN)/python grid.py plan $(STUDY) $(if $(PROFILE),--profile $(PROFILE)) $(if $(GPUS),--gpus $(GPUS))
+
+grid: $(READY) ## a study on Snakemake: STUDY=qwen, PROFILE=laptop, box, slurm or kubernetes, GPUS=8
+	@$(BIN)/python grid.py run $(STUDY) $(if $(PROFILE),--profile $(PROFILE)) $(if $(GPUS),--gpus $(GPUS))
+
+status: $(READY) ## how far a grid is, from another shell: STUDY=qwen
+	@$(BIN)/python grid.py status $(STUDY)
+
+merge: $(READY) ## another machine's results into this folder, where lineages agree: STUDY=qwen FROM=its folder, DRY_RUN=1
+	@$(BIN)/python merge.py $(STUDY) $(FROM) $(if $(DRY_RUN),--dry-run)
 
 report: $(READY) ## analysis, report and summary slide again, from the evaluations that are there: STUDY=micro; RESULTS=published ones
 	@$(BIN)/python study.py $(STUDY) --report-only $(if $(RESULTS),--results $(RESULTS))

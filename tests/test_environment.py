@@ -18,7 +18,7 @@ REPO = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SHARED, EXTRAS = PROJECT["dependencies"], PROJECT["optional-dependencies"]
 OPTIONAL = ("tensorboard", "wandb", "trackio")  # an extra each
-PACKAGE_OF = {"yaml": "pyyaml"}  # where the name of the import is not that of the package
+PACKAGE_OF = {"PIL": "pillow", "yaml": "pyyaml"}  # where the name of the import is not that of the package
 
 
 def versions(pins: list[str]) -> dict[str, str]:
