@@ -70,10 +70,10 @@ def merge(study: str, source: Path, students: bool, dry_run: bool) -> int:
         verdicts = merging.judge(here, there, find_base, students)
         if not dry_run:
             verdicts = [merging.take(each) if each.what == NEW else each for each in verdicts]
-        verdicts += merging.judge_receipts(study, source, verdicts)
+        verdicts += merging.judge_receipts(study, here, there, verdicts)
         for verdict in verdicts:
             if verdict.receipt and verdict.what == NEW and not dry_run:
-                merging.take_receipt(verdict)
+                merging.take_receipt(study, verdict.receipt)
     tell_verdicts(verdicts, dry_run)
     trouble = sum(each.is_trouble for each in verdicts)
     if trouble:

@@ -6,6 +6,7 @@ asks for.
 """
 
 import contextlib
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lib import config, files, paths, store, tallies
+from lib import config, files, paths, planning, receipts, store, tallies
 from lib.errors import BadParameter, BrokenLineage, DamagedFile, MissingInput, StudyError
 from lib.tallies import SCHEMA, SHARED_FIELDS, Cell
 
@@ -39,6 +40,7 @@ class Piece:
     settings: Mapping[str, Mapping[str, Any]]
     recipe: str
     revision: str
+    identity: str = ""  # of the manifest; an evaluation may have come without its run
     folder: Path | None = None
     file: Path | None = None
     digest: str = ""  # of the file's bytes
@@ -155,6 +157,7 @@ def read_run(root: Path, stage: str, study: str, cell: Cell) -> Piece | None:
         settings={stage: settings},
         recipe=str(manifest.config.get("recipe", "")),
         revision=str((manifest.config | manifest.knobs).get("revision", "")),
+        identity=manifest.identity,
         folder=folder,
     )
 
@@ -176,6 +179,7 @@ def read_evaluation(root: Path, study: str, cell: Cell) -> Piece | None:
     held, lineage = document["config"], document["lineage"]
     check_place(path, {"study": study, "size": cell[0], "animal": cell[1], "seed": cell[2]}, held)
     chain = {name: each["identity"] for name, each in lineage.get("chain", {}).items() if "identity" in each}
+    run = read_run_of(folder, lineage["content"], path)
     return Piece(
         "evaluate",
         cell,
@@ -183,7 +187,8 @@ def read_evaluation(root: Path, study: str, cell: Cell) -> Piece | None:
         settings=tallies.describe_settings(document),
         recipe=str(held.get("recipe", "")),
         revision=str(held.get("revision", "")),
-        folder=folder if holds_run_of(folder, lineage["content"], path) else None,
+        identity=run.identity if run else "",
+        folder=folder if run else None,
         file=path,
         digest=files.hash_file(path),
     )
@@ -196,15 +201,16 @@ def check_place(path: Path, cell: Mapping, held: Mapping) -> None:
         raise BrokenLineage(f"{path} holds another cell than its path says ({'; '.join(wrong)})")
 
 
-def holds_run_of(folder: Path, content: str, path: Path) -> bool:
-    """Whether the folder is the finished run that wrote this evaluation; a run of another one is refused."""
-    if store.read_manifest(folder) is None:
-        return False
+def read_run_of(folder: Path, content: str, path: Path) -> store.Manifest | None:
+    """The finished run that wrote this evaluation, where it is; a run of another one is refused."""
+    manifest = store.read_manifest(folder)
+    if manifest is None:
+        return None
     store.load_finished(folder, f"{folder} is gone")
     receipt = folder / "receipt.json"
     if files.read_json(receipt).get("content") != content:
         raise DamagedFile(f"{path} is not the result that {receipt} vouches for")
-    return True
+    return manifest
 
 
 # --- what agrees ------------------------------------------------------------------------------
@@ -267,13 +273,15 @@ def expect(here: Holding, there: Holding, find_base: FindBase) -> Expected:
     for piece in (*here.pieces.values(), *there.pieces.values()):
         key = ("base", piece.cell[0])
         if key not in values and (identity := find_base(piece.cell[0], piece.recipe, piece.revision)):
-            values[key] = {"identity": identity}, "here"
+            values[key] = {"identity": identity}, "of the model here"
     for piece in here.pieces.values():
         for key, own in shared_values(piece):
-            if values.setdefault(key, (own, "here"))[0] != own:
+            value, source = values.setdefault(key, (own, "here"))
+            if value != own:
+                other = "others here" if source == "here" else "the model here"
                 raise BrokenLineage(
                     f"this folder does not agree with itself: {piece.where} has another {describe_key(key)} "
-                    "than the rest; mend that before anything is merged into it"
+                    f"than {other}; mend that before anything is merged"
                 )
     return Expected(values | vote(there.pieces.values(), values.keys()))
 
@@ -317,7 +325,7 @@ def judge_piece(piece: Piece, here: Holding, there: Holding, expected: Expected,
     if mine and not (piece.folder and not mine.folder):
         return decide(SAME)
     if piece.stage == "finetune" and not students:
-        return decide(LEFT, "adapters stay where they are, unless they are asked for")
+        return decide(LEFT, "adapters are large; --students brings them, else a grid would train these anew")
     if not mine and piece.key in here.unfinished:
         folder = paths.artifact(study_of(piece), piece.stage, *piece.cell)
         return decide(DIFFERS, f"it was begun here and is not finished: finish it, or delete {folder}")
@@ -421,25 +429,12 @@ def copy_piece(piece: Piece | None) -> None:
             copy_run(piece.folder, target)
 
 
-# --- receipts of jobs ---------------------------------------------------------------------------
-
-
-def judge_receipts(study: str, source: Path, verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Placeholder until the receipts' form is settled."""
-    return []
-
-
-def take_receipt(verdict: Verdict) -> None:
-    """Placeholder."""
-
-
 def copy_file(source: Path, target: Path, digest: str) -> None:
     """The very bytes that were judged."""
     data = source.read_bytes()
-    files.write_bytes(target, data)
-    if files.hash_file(target) != digest:
-        target.unlink()
+    if hashlib.sha256(data).hexdigest() != digest:
         raise DamagedFile(f"{source} changed while it was copied; merge again once nobody writes there")
+    files.write_bytes(target, data)
 
 
 def copy_run(source: Path, target: Path) -> None:
@@ -447,9 +442,7 @@ def copy_run(source: Path, target: Path) -> None:
     manifest = store.load_finished(source, f"{source} is gone")
     staging = target.with_name(f".{target.name}.merge")
     with files.storage_errors(target):
-        shutil.rmtree(
-            staging, ignore_errors=True
-        )  # what a killed merge left; the study's lock keeps others out
+        shutil.rmtree(staging, ignore_errors=True)  # what a killed merge left: the study's lock is ours
         try:
             for name in (*manifest.outputs, store.MANIFEST):
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
@@ -461,3 +454,83 @@ def copy_run(source: Path, target: Path) -> None:
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+
+
+# --- receipts of jobs ---------------------------------------------------------------------------
+
+
+def judge_receipts(study: str, here: Holding, there: Holding, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """A verdict on every receipt of the other folder: it comes over where all that it names is here.
+
+    One that would not hold here is of no use: the grid would take it away and run its job.
+    """
+    fit = [each.piece for each in verdicts if each.piece and each.what == NEW]
+    held = {piece.key: piece.identity for piece in (*here.pieces.values(), *fit) if piece.identity}
+    own = {path.stem: files.read_json(path) for path in list_receipts(here.root, study)}
+    contents = {name: str(receipt.get("content")) for name, receipt in own.items()}
+    judged = []
+    for path in list_receipts(there.root, study):
+        what, why, content = judge_receipt(path, own.get(path.stem), held, contents)
+        judged.append(Verdict(RECEIPTS, path.stem, what, why, receipt=path))
+        if what == NEW:
+            contents[path.stem] = content
+    return judged
+
+
+def list_receipts(root: Path, study: str) -> list[Path]:
+    """In the order of the stages, so that what a job needs is judged before it."""
+    folder = transplant(planning.Job(study, "analyse").receipt.parent, root)
+    found = [path for path in folder.glob("*.json") if path.stem.partition("-")[0] in planning.STAGES]
+    return sorted(found, key=lambda path: (planning.STAGES.index(path.stem.partition("-")[0]), path.name))
+
+
+def judge_receipt(
+    path: Path, own: dict | None, held: Mapping[tuple[str, Cell], str], contents: Mapping[str, str]
+) -> tuple[str, str, str]:
+    """What becomes of one receipt, why, and its content."""
+    try:
+        receipt = files.read_json(path)
+        results, content = dict(receipt["results"]), receipt["content"]
+        stage, label = split_name(path.stem)
+        if receipt["schema"] != receipts.SCHEMA or content != files.hash_object(results):
+            return REFUSED, f"{path} was changed after it was written, or is of another version", ""
+    except (StudyError, KeyError, TypeError, ValueError) as error:
+        return REFUSED, f"{path} cannot be read as a receipt ({type(error).__name__}: {error})", ""
+    if own == receipt:
+        return SAME, "", content
+    if stage not in FOLDERS:
+        return LEFT, "bases and tables are not merged: they are made where they are missing", content
+    if own:
+        return DIFFERS, "; ".join([*walk_differences(own, receipt)][:SHOWN]), content
+    lacking = [name for name, identity in results.items() if not is_held(identity, stage, label, name, held)]
+    if lacking:
+        why = f"not all of their {FOLDERS[stage]} are here, so the grid would run these jobs here"
+        return LEFT, why, content
+    if any(contents.get(name) != each for name, each in receipt["needs"].items()):
+        return LEFT, "they start from jobs whose receipts are not here", content
+    return NEW, "", content
+
+
+def split_name(job: str) -> tuple[str, str]:
+    """Stage and base of a job by its name: `finetune-166k-1-s0` is of base 166k-1, part s0."""
+    stage, *words = job.split("-")
+    if stage == "analyse":
+        return stage, ""
+    label = "-".join(words[: 2 if words[1:2] and words[1].isdecimal() else 1])
+    config.parse_label(label)
+    return stage, label
+
+
+def is_held(identity: str, stage: str, label: str, name: str, held: Mapping[tuple[str, Cell], str]) -> bool:
+    """Whether a result that a receipt names, as `wolf/s0`, is the one here; a lost student has none."""
+    animal, _, seed = name.partition("/s")
+    cell = (label, animal, int(seed))
+    lost = f"{receipts.LOST}: {held.get(('finetune', cell))}"
+    return identity in (held.get((stage, cell)), lost)
+
+
+def take_receipt(study: str, path: Path) -> None:
+    """Written after all that it names."""
+    target = planning.Job(study, "analyse").receipt.with_name(path.name)
+    if not target.exists():
+        copy_file(path, target, files.hash_file(path))
