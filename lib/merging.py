@@ -16,11 +16,13 @@ from typing import Any
 
 from lib import config, files, paths, planning, receipts, store, tallies
 from lib.errors import BadParameter, BrokenLineage, DamagedFile, MissingInput, StudyError
+from lib.progress import Progress
 from lib.tallies import SCHEMA, SHARED_FIELDS, Cell
 
 FOLDERS = {"generate": "numbers", "finetune": "students", "evaluate": "evaluations"}  # what a stage makes
 RECEIPTS = "receipts"
 NEW, SAME, DIFFERS, REFUSED, LEFT = "new", "same", "differs", "refused", "left"
+MANY = 200  # pieces that take long enough to be shown a bar
 SHOWN = 8  # differences of one piece that are spelled out
 
 FindBase = Callable[[str, str, str], str]  # label, recipe, revision -> identity of the base here, or nothing
@@ -79,6 +81,12 @@ class Holding:
     damaged: dict[tuple[str, Cell], str] = field(default_factory=dict)
     unfinished: list[tuple[str, Cell]] = field(default_factory=list)
 
+    def add(self, stage: str, cell: Cell, piece: Piece | None) -> None:
+        if piece is None:
+            self.unfinished.append((stage, cell))
+        else:
+            self.pieces[piece.key] = piece
+
     def of_cell(self, cell: Cell) -> list[Piece]:
         return [self.pieces[stage, cell] for stage in FOLDERS if (stage, cell) in self.pieces]
 
@@ -87,23 +95,26 @@ class Holding:
 
 
 def find_pieces(root: Path, study: str) -> Holding:
-    """Every piece of a study under a root, its files hashed and its seals checked."""
-    holding = Holding(root)
-    for stage, cell in list_keys(root, study):
-        try:
-            piece = (
-                read_evaluation(root, study, cell)
-                if stage == "evaluate"
-                else read_run(root, stage, study, cell)
-            )
-        except StudyError as error:
-            holding.damaged[stage, cell] = str(error)
-            continue
-        if piece is None:
-            holding.unfinished.append((stage, cell))
-        else:
-            holding.pieces[piece.key] = piece
+    """Every piece of a study under a root, its files hashed and its seals checked; minutes in a large one."""
+    holding, keys = Holding(root), list_keys(root, study)
+    with Progress(f"pieces of {root} looked at", len(keys)) as progress:
+        for stage, cell in keys:
+            try:
+                piece = read_piece(root, stage, study, cell)
+            except StudyError as error:
+                holding.damaged[stage, cell] = str(error)
+            else:
+                holding.add(stage, cell, piece)
+            if len(keys) > MANY:
+                progress.advance(name_piece(stage, cell))
     return holding
+
+
+def read_piece(root: Path, stage: str, study: str, cell: Cell) -> Piece | None:
+    """One piece, checked; None while it is not finished."""
+    if stage == "evaluate":
+        return read_evaluation(root, study, cell)
+    return read_run(root, stage, study, cell)
 
 
 def list_keys(root: Path, study: str) -> list[tuple[str, Cell]]:
