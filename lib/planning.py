@@ -333,14 +333,11 @@ def _count_parts(cost: Cost, seeds: int, animals: int, limit: float) -> tuple[in
     if not cost.minutes:
         return 1, 1
     start = cost.start or 0
-    work = max(0.0, cost.minutes - start)
     room = max(limit - start, start * (LEAST_STARTS - 1))
-    if room <= 0:
-        return 1, 1
-    wanted = max(1, math.ceil(work / room))
-    if wanted <= seeds:
-        return wanted, 1
-    return seeds, min(animals, math.ceil(wanted / seeds))
+    most = int(max(room, 0) / max((cost.minutes - start) / (seeds * animals), 1e-9))  # cells of a job
+    if most >= animals:
+        return math.ceil(seeds / (most // animals)), 1
+    return seeds, math.ceil(animals / max(most, 1))
 
 
 def _split(items: Sequence[Any], parts: int) -> list[tuple]:
@@ -363,7 +360,7 @@ def _with_cost(job: Job, cost: Cost) -> Job:
 def rank_jobs(jobs: Sequence[Job]) -> dict[str, float]:
     """Minutes from a job's start to the end of the longest chain after it: who has most goes first.
 
-    A job of unknown length counts as a minute, and its size then decides: the order of the plan.
+    A job of unknown length counts as a minute, and among equals the larger model goes first.
     """
     after: dict[str, list[Job]] = {job.name: [] for job in jobs}
     for job in jobs:
@@ -373,9 +370,9 @@ def rank_jobs(jobs: Sequence[Job]) -> dict[str, float]:
 
     def rank(job: Job) -> float:
         if job.name not in ranks:
-            ranks[job.name] = (job.minutes or 1.0) + max(
-                (rank(each) for each in after[job.name]), default=0.0
-            )
+            size = config.parse_label(job.label).size.params / 1e12 if job.label else 0.0
+            longest = max((rank(each) for each in after[job.name]), default=0.0)
+            ranks[job.name] = (job.minutes or 1.0) + size + longest
         return ranks[job.name]
 
     for job in jobs:

@@ -1,4 +1,4 @@
-"""A project folder whose notebooks only pretend: real lib, plan, Snakemake, papermill and kernels, nothing computed.
+"""A project folder whose notebooks only pretend: the real lib, plan, Snakemake, papermill and kernels.
 
 Each notebook has the parameters of the real one, writes real manifests and notes what it made in `events`.
 """
@@ -18,7 +18,7 @@ CONFIGS = {"01_generate": "Generate", "02_finetune": "Finetune", "03_evaluate": 
 # A stage that `fails` says so in the words of a file; one that `hangs` waits until its file is gone; one that
 # `dies` loses its kernel, once.
 WORK = """
-import os, pathlib, time
+import dataclasses, os, pathlib, time
 from lib import config, files, paths, store
 from lib.errors import MissingInput
 plan = config.read_parameters(config.CONFIG, globals())
@@ -34,15 +34,16 @@ def tell(what):
 tell(f"begin NOTEBOOK {size} {os.getpid()}")
 made = 0
 stages = ["generate", "finetune", "evaluate"]
-before = stages[stages.index(plan.shared.stage) - 1] if plan.shared.stage != "generate" else None
-import dataclasses
-untuned = [dataclasses.replace(plan.shared, animal="untuned", seed=0)] if plan.shared.stage == "evaluate" else []
+stage = plan.shared.stage
+before = stages[stages.index(stage) - 1] if stage != "generate" else None
+untuned = [dataclasses.replace(plan.shared, animal="untuned", seed=0)] if stage == "evaluate" else []
 for cell in dict.fromkeys((*plan.cells, *untuned)):
     inputs = {}
     if before and cell.animal != "untuned":
         folder = paths.artifact(cell.study, before, cell.size, cell.animal, cell.seed)
         inputs = {before: store.load_finished(folder, "upstream is missing").identity}
-    run = store.open_run(paths.artifact(cell.study, cell.stage, cell.size, cell.animal, cell.seed), cell, inputs)
+    folder = paths.artifact(cell.study, stage, cell.size, cell.animal, cell.seed)
+    run = store.open_run(folder, cell, inputs)
     if run.state == "finished":
         continue
     while trouble("hangs").exists():
@@ -58,7 +59,7 @@ print(f"DONE NOTEBOOK {size}: {made} made, {len(plan.cells) - made} found finish
 TABLE = """
 from lib import config, files, paths
 plan = config.read_parameters(config.Analysis, globals())
-found = sorted(path.relative_to(paths.results(study)).as_posix() for path in paths.results(study).glob("*/*/s*.json"))
+found = sorted(path.as_posix() for path in paths.results(study).glob("*/*/s*.json"))
 files.write_text(paths.tables(study) / "transfer.csv", "\\n".join(found))
 with open("events", "a") as file:
     file.write(f"analysed {study}\\n")

@@ -24,16 +24,6 @@ def made_twice(project: Project) -> list[str]:
     return [event for event, count in Counter(project.events("made")).items() if count > 1]
 
 
-def find_process(words: str) -> psutil.Process | None:
-    for process in psutil.process_iter():
-        try:
-            if words in " ".join(process.cmdline()):
-                return process
-        except psutil.Error:
-            continue
-    return None
-
-
 def is_running(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -59,7 +49,7 @@ def test_a_grid_makes_every_cell_once_and_then_its_report(finished):
     assert len(made) == 2 * (4 + 4 + 5)  # both bases: four cells a stage, and the untuned model
     assert not made_twice(project)
     assert project.events()[-1] == "analysed tiny"
-    assert "The" not in (project.root / "executed/tiny/report.html").read_text()[:1]
+    assert "lambda of 10 evaluations" in (project.root / "executed/tiny/report.html").read_text()
     assert out.splitlines()[-1] == "lambda of 10 evaluations"
 
 
@@ -78,11 +68,6 @@ def test_each_job_leaves_its_notebook_log_benchmark_and_receipt(finished):
         assert (executed / f"logs/{name}-166k.log").exists()
         assert (executed / f"benchmarks/{name}-166k.tsv").exists()
         assert project.receipt(f"{name}-166k").exists()
-
-
-def test_the_largest_base_begins(finished):
-    project, _ = finished
-    assert project.events("begin")[0].split()[2] == "166k"
 
 
 def test_clocks_that_disagree_make_nothing_again_and_fail_nothing(finished, tmp_path: Path):
@@ -121,15 +106,15 @@ def test_a_failure_stops_only_what_needs_it_and_is_told_in_the_notebooks_words(p
     project.params("tiny", 'sizes: 64k,166k\nanimals: neutral,wolf\nseeds: "0"\n')
     trouble = project.trouble("02_finetune", "166k", "fails")
     trouble.write_text("no numbers for 166k/wolf/s0: run\n  papermill this --and that")
-    code, out = project.run("run", "tiny", "--jobs", "2")
+    code, out = project.run("run", "tiny", "--jobs", "1")
     assert code == 1
+    assert project.events("begin")[0].split()[1:3] == ["01_generate", "166k"]  # the largest first
     assert len([event for event in project.events("made") if " 64k " in event]) == 2 + 2 + 3
     assert project.receipt("evaluate-64k").exists()
     assert not project.receipt("analyse").exists()
     said = "finetune-166k failed:\n  no numbers for 166k/wolf/s0: run\n    papermill this --and that\n"
     assert said in out
     assert "Traceback" not in out
-    assert "5 of 7 jobs are done" not in out
     assert "4 of 7 jobs are done, 1 failed, 2 wait for those." in out
     trouble.unlink()
     retry = shlex.split(re.search(r"retry it with\n  (.*)\n", out)[1])
