@@ -54,7 +54,8 @@ QWEN = (*speed.QWEN, "72b")
 MICRO = tuple(name for name, size in config.SIZES.items() if size.family == "micro")
 STUDY = "qwen"  # six sizes, 16 conditions, five seeds
 GPU_COUNTS = (1, 8, 64)
-SECONDS = 180.0  # of a simulation, so that what Snakemake adds to a job does not weigh more than it would
+SECONDS = 300.0  # of a simulation, so that what Snakemake adds to a job does not weigh more than it would
+START_NOTE = "; start is what its notebook took beside"
 RANDOM = "random weights at the exact shape"
 
 # --- the table: published models on a GPU -----------------------------------------------------
@@ -155,7 +156,7 @@ def read_records(root: Path) -> Iterator[Record]:
         yield from _read_evaluation(path, root)
     for path in sorted(root.glob("artifacts/*/evaluate/*/*/s*/manifest.json")):
         yield from _read_evaluate(path, root)
-    for path in sorted((paths.CODE / "models").glob("*/manifest.json")):
+    for path in sorted(root.glob("models/*/manifest.json")):
         manifest = files.read_json(path)
         label, gpu = manifest["config"]["size"], manifest["hardware"]["gpu"]
         source = f"manifests of models/, {gpu or 'CPU'}, eight bases side by side"
@@ -214,7 +215,7 @@ def fill_recorded(roots: Iterable[Path], benchmarks: Path) -> Iterator[Need]:
         sources = "; ".join(dict.fromkeys(source for _, _, source in found))
         note = f"{sources}; {len(found)} of them"
         start = starts.get((rule, size)) if device == "cpu" else None
-        note += "; start is what its notebook took beside" if start is not None else ""
+        note += START_NOTE if start is not None else ""
         if device == "gpu" and rule != "pretrain":
             what = "train" if rule == "finetune" else "sample"
             row = replace(_blank(rule, size, what), comes_from=note)
@@ -233,7 +234,7 @@ def _fill_cpu_training(row: Mapping[str, str], start: float | None) -> Need:
         f"cpu.csv, run {row['run']} on {row['device']}, {float(row['memory_gb']):.1f} GB at most, "
         f"lists of {float(row['mean_tokens']):.0f} tokens"
     )
-    note += "; start is what its notebook took beside" if start is not None else ""
+    note += START_NOTE if start is not None else ""
     return Need("finetune", row["size"], "cpu", 0, None, CPU_RAM, start, round(minutes, 5), None, note)
 
 
@@ -243,8 +244,7 @@ def read_starts(root: Path) -> dict[tuple[str, str], float]:
     for path in sorted(root.glob("executed/*/*.ipynb")):
         stage, _, label = path.stem.partition("-")
         rule = {"01_generate": "generate", "02_finetune": "finetune", "03_evaluate": "evaluate"}.get(stage)
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        duration = notebook["metadata"].get("papermill", {}).get("duration")
+        duration = read_duration(path)
         study = path.parent.name
         manifests = list(root.glob(f"artifacts/{study}/{rule}/{label}/*/s*/manifest.json"))
         if not rule or not duration or not manifests:
@@ -255,7 +255,13 @@ def read_starts(root: Path) -> dict[tuple[str, str], float]:
     return found
 
 
-def fill_analysis(benchmarks: Path) -> Need:
+def read_duration(executed: Path) -> float | None:
+    """Seconds that papermill took for a notebook."""
+    return json.loads(executed.read_text(encoding="utf-8"))["metadata"].get("papermill", {}).get("duration")
+
+
+def fill_analysis(benchmarks: Path, roots: Iterable[Path]) -> Need:
+    """A large study, and as its start what a small one took beyond its share of that."""
     rows = [row for row in _read(benchmarks / "analysis.csv") if row["what"] == "notebook 04_analysis"]
     row = rows[-1]
     note = (
@@ -264,7 +270,19 @@ def fill_analysis(benchmarks: Path) -> Need:
     )
     minutes = round(float(row["seconds"]) / 60, 4)
     ram = max(CPU_RAM, round(float(row["peak_megabytes"]) / 1000, 1))
-    return Need("analyse", resources.ALL_SIZES, "cpu", 0, None, ram, None, minutes, None, note)
+    start = None
+    for path in (each for root in roots for each in sorted(root.glob("executed/*/04_analysis.ipynb"))):
+        study = path.parent.name
+        here = [
+            each
+            for root in (path.parents[2], paths.CODE)
+            for each in root.glob(f"results/{study}/*/*/s*.json")
+        ]
+        count = len({each.parts[-4:] for each in here})
+        if duration := read_duration(path):
+            start = round(duration / 60 - count / 480 * minutes, 4)
+            note += START_NOTE
+    return Need("analyse", resources.ALL_SIZES, "cpu", 0, None, ram, start, minutes, None, note)
 
 
 # --- the table: put together -------------------------------------------------------------------
@@ -290,7 +308,7 @@ def count_other_disk(need: Need) -> float | None:
     return None
 
 
-def fill_table(roots: Iterable[Path], benchmarks: Path, old: resources.Table) -> list[Need]:
+def fill_table(roots: Sequence[Path], benchmarks: Path, old: resources.Table) -> list[Need]:
     """All rows by rule and size. Later sources win; an old row with minutes stays where none has any now."""
     rows = {}
     for rule in ("generate", "finetune", "evaluate"):  # that nothing is known is a row as well
@@ -302,17 +320,32 @@ def fill_table(roots: Iterable[Path], benchmarks: Path, old: resources.Table) ->
     for size in MICRO:
         need = Need("pretrain", size, "cpu", 0, None, CPU_RAM, None, None, None, "minutes not measured")
         rows["pretrain", size, "cpu"] = need
-    found = [*fill_published(benchmarks), fill_analysis(benchmarks)]
+    found = [*fill_published(benchmarks), fill_analysis(benchmarks, roots)]
     found += fill_recorded(roots, benchmarks)
     rows |= {(need.rule, need.size, need.device): need for need in found}
-    for key, need in old.items():
-        if need.minutes is not None and (key not in rows or rows[key].minutes is None):
-            rows[key] = need
+    rows = {**old_only(old, rows), **{key: keep_known(need, old.get(key)) for key, need in rows.items()}}
     order = {name: i for i, name in enumerate((*config.SIZES, resources.ALL_SIZES))}
     rows = {key: n if n.disk is not None else replace(n, disk=count_other_disk(n)) for key, n in rows.items()}
     return sorted(
         rows.values(), key=lambda need: (resources.RULES.index(need.rule), order[need.size], need.device)
     )
+
+
+def old_only(old: resources.Table, rows: resources.Table) -> dict[tuple[str, str, str], Need]:
+    """Rows with minutes whose sources are no longer here."""
+    return {key: need for key, need in old.items() if need.minutes is not None and key not in rows}
+
+
+def keep_known(need: Need, before: Need | None) -> Need:
+    """A row as its sources fill it; what only runs that are no longer here could tell stays as it was."""
+    if before is None or before.minutes is None:
+        return need
+    if need.minutes is None:
+        return before
+    if need.start_minutes is None and before.start_minutes is not None:
+        note = need.comes_from + (START_NOTE if START_NOTE not in need.comes_from else "")
+        return replace(need, start_minutes=before.start_minutes, comes_from=note)
+    return need
 
 
 def write_table(path: Path, needs: Iterable[Need]) -> None:
@@ -376,6 +409,7 @@ class Simulated:
 
     jobs: tuple[planning.Job, ...]
     gpus: int
+    group_hours: float
     scale: float
     launched: float
     spans: Mapping[str, tuple[float, float]]  # when each job began and ended
@@ -394,7 +428,8 @@ class Simulated:
 
 def simulate(gpus: int, seconds: float, folder: Path) -> Simulated:
     """Run the study's own Snakefile for so many GPUs, its work scaled to about so many seconds."""
-    jobs = planning.list_jobs(STUDY, resources.read_costs(STUDY), gpus)
+    hours, _ = forecast.find_group_hours(STUDY, gpus, 2)
+    jobs = planning.list_jobs(STUDY, resources.read_costs(STUDY), gpus, hours)
     scale = seconds / forecast.find_bound(jobs, gpus)
     workflow, root = folder / "workflow", folder / "root"
     (root / "artifacts" / STUDY / ".grid").mkdir(parents=True)
@@ -406,7 +441,7 @@ def simulate(gpus: int, seconds: float, folder: Path) -> Simulated:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile")]
     command += ["--profile", str(paths.CODE / "workflow" / "profiles" / "box"), "--directory", str(folder)]
     command += ["--cores", str(gpus + 2), "--resources", f"gpu={gpus}"]
-    command += ["--config", f"study={STUDY}", f"gpus={gpus}"]
+    command += ["--config", f"study={STUDY}", f"gpus={gpus}", f"group_hours={hours:g}"]
     environment = os.environ | {"SUBLIMINAL_ROOT": str(root), "OMP_NUM_THREADS": "1"}
     launched = time.time()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -414,7 +449,7 @@ def simulate(gpus: int, seconds: float, folder: Path) -> Simulated:
         raise StudyError(f"Snakemake ended with code {done.returncode}: {done.stderr[-2000:]}")
     told = [files.read_json(root / "artifacts" / STUDY / ".grid" / f"{job.name}.json") for job in jobs]
     spans = {each["job"]: (each["began"], each["ended"]) for each in told}
-    return Simulated(tuple(jobs), gpus, scale, launched, spans)
+    return Simulated(tuple(jobs), gpus, hours, scale, launched, spans)
 
 
 def seat_jobs(ran: Simulated) -> list[dict]:
@@ -457,6 +492,7 @@ def describe_run(ran: Simulated, seats: Sequence[Mapping], run: str, job_start: 
         "run": run,
         "device": f"{platform.machine()}, {os.cpu_count()} cores",
         "gpus": ran.gpus,
+        "group_hours": ran.group_hours,
         "jobs": len(ran.jobs),
         "work_hours": round(sum((job.minutes or 0) * job.gpus for job in ran.jobs) / 60, 2),
         "bound_hours": round(bound / 60, 3),

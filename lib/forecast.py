@@ -16,6 +16,8 @@ from lib import config, paths, planning, receipts, resources, store
 from lib.planning import Job
 
 SHOWN_GPUS = (1, 8, 64)
+GROUP_HOURS = (planning.GROUP_HOURS, 2.0, 1.0, 0.5, 0.25)  # that are tried for the earliest finish
+WORTH = 0.98  # of the finish as asked: what an advice must undercut
 WEIGHT_BYTES = 2  # of a published weight as it is fetched: bfloat16
 
 # --- where a study stands -------------------------------------------------------------------------
@@ -180,6 +182,20 @@ def _chain_minutes(jobs: Sequence[Job]) -> dict[str, float]:
     return ends
 
 
+def find_group_hours(study: str, gpus: int, cores: int) -> tuple[float, float]:
+    """The longest a job may take for the whole study to end first, and the minutes until then.
+
+    Shorter jobs leave no GPU waiting at the beginning and at the end, but each starts an engine of its own
+    and trains fewer students together.
+    """
+    costs = resources.read_costs(study)
+
+    def finish(hours: float) -> float:
+        return schedule_jobs(planning.list_jobs(study, costs, gpus, hours), gpus, cores).finish
+
+    return min(((hours, finish(hours)) for hours in GROUP_HOURS), key=lambda pair: pair[1])
+
+
 # --- words ----------------------------------------------------------------------------------------
 
 
@@ -232,7 +248,19 @@ def count_cores() -> int:
 
 def say_plan(jobs: Sequence[Job], gpus: int) -> str:
     """The text of `plan` for a study as it lies here."""
-    return describe_plan(jobs, gpus, count_cores(), read_state(jobs))
+    text = describe_plan(jobs, gpus, count_cores(), read_state(jobs))
+    return "\n\n".join(filter(None, (text, advise_group_hours(jobs, gpus, count_cores()))))
+
+
+def advise_group_hours(jobs: Sequence[Job], gpus: int, cores: int) -> str:
+    """How to cut the study so that it ends sooner, where that is worth it; nothing else."""
+    hours, finish = find_group_hours(study_of(jobs), gpus, cores)
+    if finish > WORTH * schedule_jobs(jobs, gpus, cores).finish:
+        return ""
+    return (
+        f"With --group-hours {hours:g} the whole study would end {say_minutes(finish)} after its start: "
+        "such jobs leave fewer GPUs waiting. Decide before it begins; cut otherwise they are other jobs."
+    )
 
 
 def say_status(jobs: Sequence[Job], gpus: int) -> str:
@@ -312,9 +340,7 @@ def describe_sources(jobs: Sequence[Job]) -> list[str]:
     table, largest = resources.read_table(), {}
     for job in jobs:  # the largest comes first
         largest.setdefault(job.stage, size_of(job))
-    lines = [
-        f"what this rests on, by the largest size ({resources.table_path().name} says it of every size):"
-    ]
+    lines = ["what this rests on, by the largest size (benchmarks/resources.csv says it of every size):"]
     for stage, size in largest.items():
         lines.append(f"  {stage} {size}: {resources.find_need(stage, size, table).comes_from}")
     return lines
