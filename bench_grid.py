@@ -270,18 +270,13 @@ def fill_analysis(benchmarks: Path, roots: Iterable[Path]) -> Need:
     )
     minutes = round(float(row["seconds"]) / 60, 4)
     ram = max(CPU_RAM, round(float(row["peak_megabytes"]) / 1000, 1))
-    start = None
+    starts = []
     for path in (each for root in roots for each in sorted(root.glob("executed/*/04_analysis.ipynb"))):
-        study = path.parent.name
-        here = [
-            each
-            for root in (path.parents[2], paths.CODE)
-            for each in root.glob(f"results/{study}/*/*/s*.json")
-        ]
-        count = len({each.parts[-4:] for each in here})
-        if duration := read_duration(path):
-            start = round(duration / 60 - count / 480 * minutes, 4)
-            note += START_NOTE
+        folders = (f"{root}/results/{path.parent.name}" for root in (path.parents[2], paths.CODE))
+        names = {each.parts[-3:] for folder in folders for each in Path(folder).glob("*/*/s*.json")}
+        starts.append((read_duration(path) or 0) / 60 - len(names) / 480 * minutes)
+    start = round(min(starts), 4) if starts and min(starts) > 0 else None
+    note += START_NOTE if start is not None else ""
     return Need("analyse", resources.ALL_SIZES, "cpu", 0, None, ram, start, minutes, None, note)
 
 
