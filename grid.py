@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from workflow import job as worker
 
 PROFILES = paths.CODE / "workflow" / "profiles"
 POLL = 0.5  # seconds between two looks at the receipts
+ROOM = 10**6  # bytes without which not even a reason can be left
 KEPT = "had finished"
 GIGABYTES_PER_JOB = 2
 # Snakemake, and beside it a watch that ends it and its jobs when the grid is gone. On the machine of its jobs
@@ -300,7 +302,7 @@ def tell_missing(grid: Grid, missing: Sequence[Job], progress: Progress) -> None
     failed = [job for job in missing if not names & set(job.needs)]
     for job in failed:
         note = read_failure(job) or {}
-        error = note.get("error", "") or say_silent(grid, job)
+        error = note.get("error") or worker.find_told(job) or say_silent(grid, job)
         retry = note.get("retry") or retry_words(grid, job)
         print(f"\n{job.name} failed:\n  " + error.replace("\n", "\n  "))
         print(f"retry it with\n  {retry}\nits log is {show(worker.log_path(job))}")
@@ -311,7 +313,9 @@ def tell_missing(grid: Grid, missing: Sequence[Job], progress: Progress) -> None
 
 
 def say_silent(grid: Grid, job: Job) -> str:
-    """Of a job that left no reason: it was killed, its machine was lost, or Snakemake itself stopped."""
+    """Of a job that left no reason: it was killed, its machine or the disk's last room was lost."""
+    if shutil.disk_usage(paths.root()).free < ROOM:
+        return f"the disk is full: {shutil.disk_usage(paths.root()).free:,} bytes free at {paths.root()}"
     lines = [line for line in read_tail(log_path(grid)) if line.strip()]
     began = worker.log_path(job).exists()
     what = "it began, and ended without a word, as what is killed does" if began else "it never began"

@@ -8,11 +8,15 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 from grid_project import Project, wait_for
+
+from lib.errors import NotAvailable
+from workflow import job as worker
 
 
 @pytest.fixture
@@ -208,6 +212,30 @@ def test_two_grids_on_one_folder_and_a_job_started_twice_do_no_harm(project: Pro
     assert not made_twice(project)
 
 
+def test_a_disk_that_fills_in_the_middle_is_told_and_the_grid_goes_on_once_there_is_room(project: Project):
+    artifacts = project.root / "artifacts"
+    artifacts.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(artifacts)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can only be mounted as root")
+    try:
+        process, hold, _ = start_hanging(project)
+        filler = artifacts / "filler"
+        filled = subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4096"], capture_output=True)
+        assert b"No space left" in filled.stderr
+        hold.unlink()
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "finetune-64k failed:" in out
+        assert "disk is full" in out
+        filler.unlink()
+        code, out = project.run("run", "tiny")
+        assert code == 0, out
+        assert not made_twice(project)
+    finally:
+        subprocess.run(["umount", "-l", str(artifacts)], check=True)
+
+
 # --- further axes ---------------------------------------------------------------------------------
 
 
@@ -223,3 +251,43 @@ def test_each_point_of_an_axis_is_a_study_of_its_own(project: Project):
     code, out = project.run("run", "ranks")
     assert "nothing to compute" in out
     assert not made_twice(project)
+
+
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    for name in worker.GIVEN:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_each_job_has_gpus_of_its_own_and_the_next_waits_for_one(two_gpus: None):
+    with worker.hold_gpus(1) as (first, _):
+        with worker.hold_gpus(1) as (second, _):
+            assert {first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]} == {"4", "5"}
+            pool = ThreadPoolExecutor(1)
+            third = pool.submit(lambda: worker.hold_gpus(1).__enter__())
+            time.sleep(1)
+            assert not third.done()
+        assert third.result(10)[0] == second
+    pool.shutdown()
+
+
+def test_a_job_of_several_gpus_has_them_together(two_gpus: None):
+    with worker.hold_gpus(2) as (both, held):
+        assert both == {"CUDA_VISIBLE_DEVICES": "4,5"}
+        assert len(held) == 2
+
+
+def test_a_job_that_takes_more_gpus_than_there_are_is_refused(two_gpus: None):
+    with pytest.raises(NotAvailable, match="takes 3 GPUs and this machine has 2"), worker.hold_gpus(3):
+        pass
+
+
+def test_what_a_cluster_gave_a_job_is_left_alone(two_gpus: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with worker.hold_gpus(1) as (extra, _):
+        assert extra == {}

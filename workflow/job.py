@@ -162,14 +162,21 @@ def find_words(job: Job) -> str:
     return done[1] if done else (shown.strip().splitlines() or [""])[-1]
 
 
-def find_error(job: Job) -> str:
-    """What the notebook itself said: our own messages in full, of others type and text, no stack."""
+def find_told(job: Job) -> str:
+    """The error that the notebook itself told: our own messages in full, of others type and text."""
     from lib import errors
 
     for output in read_outputs(executed_path(job)):
         if output.get("output_type") == "error":
             ours = isinstance(getattr(errors, output["ename"], None), type)
             return output["evalue"] if ours else f"{output['ename']}: {output['evalue']}"
+    return ""
+
+
+def find_error(job: Job) -> str:
+    """What the notebook said, or where it could not say anything the last line of papermill."""
+    if told := find_told(job):
+        return told
     lines = [line for line in read_log(job).splitlines() if line.strip()]
     hint = "\n(too little memory does that: try fewer jobs at once)" if "DeadKernel" in "".join(lines) else ""
     return (lines[-1] if lines else "papermill ended without a word") + hint
