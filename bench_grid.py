@@ -520,6 +520,7 @@ def tabulate_seats(ran: Simulated, seats: Sequence[Mapping]) -> pd.DataFrame:
             "start": (seat["began"] - first) / ran.scale / 60,
             "end": (seat["ended"] - first) / ran.scale / 60,
             "bound": forecast.find_bound(ran.jobs, ran.gpus) / 60,
+            "makespan": ran.makespan / ran.scale / 60,
         }
         for seat in seats
         if seat["gpu"] is not None

@@ -15,7 +15,7 @@ STAGE_LOOKS = {"generate": HUES[1], "finetune": HUES[0], "evaluate": HUES[6]}
 def grid_gantt(table: pd.DataFrame, ax: Axes) -> Axes:
     """One row per GPU, a bar per job, sizes where there is room; the dashed line is the bound.
 
-    Columns: gpus, gpu, job, stage, size, start, end, bound (hours).
+    Columns: gpus, gpu, job, stage, size, start, end, bound, makespan (hours).
     """
     gpus, bound, end = int(table.gpus.iloc[0]), table.bound.iloc[0], table.end.max()
     for row in table.itertuples():
@@ -30,8 +30,9 @@ def grid_gantt(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_xlim(0, 1.06 * max(end, bound))
     ax.set_yticks([0, gpus - 1] if gpus > 1 else [0], ["1", str(gpus)] if gpus > 1 else ["1"])
     ax.set(xlabel="hours", ylabel="GPU")
-    jobs = f"{len(table)} jobs"
-    ax.set_title(f"{gpus} GPU{'s' * (gpus > 1)}, {jobs}: {end:.1f} h, {end / bound - 1:+.1%} over the bound")
+    span = table.makespan.iloc[0]
+    title = f"{gpus} GPU{'s' * (gpus > 1)}: {span:.1f} h\n{span / bound - 1:+.1%} over the bound"
+    ax.set_title(title, fontsize=13)
     shown = [stage for stage in STAGE_LOOKS if stage in set(table.stage)]
     ax.legend(handles=[Patch(color=STAGE_LOOKS[stage], label=stage) for stage in shown], ncols=3, fontsize=10,
               loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)  # fmt: skip

@@ -77,14 +77,14 @@ def test_the_bound_is_the_work_or_the_longest_chain():
 
 
 def test_the_advice_is_the_cut_that_ends_first(monkeypatch):
-    monkeypatch.setattr(forecast, "GROUP_HOURS", (4.0, 1.0))
+    monkeypatch.setattr(forecast, "GROUP_HOURS", (4.0, 0.25))
     costs, finishes = resources.read_costs("qwen"), {}
     for hours in forecast.GROUP_HOURS:
-        jobs = planning.list_jobs("qwen", costs, 16, hours)
-        finishes[hours] = forecast.schedule_jobs(jobs, 16, 2).finish
-        advice = forecast.advise_group_hours(jobs, 16, 2)
-        assert advice.startswith("With --group-hours 1 ") if hours == 4 else not advice
-    assert forecast.find_group_hours("qwen", 16, 2) == (1.0, finishes[1.0])
+        jobs = planning.list_jobs("qwen", costs, 64, hours)
+        finishes[hours] = forecast.schedule_jobs(jobs, 64, 2).finish
+        advice = forecast.advise_group_hours(jobs, 64, 2)
+        assert advice.startswith("With --group-hours 0.25 ") if hours == 4 else not advice
+    assert forecast.find_group_hours("qwen", 64, 2) == (0.25, finishes[0.25])
 
 
 # --- what is left ---------------------------------------------------------------------------------
