@@ -303,9 +303,8 @@ def tell_missing(grid: Grid, missing: Sequence[Job], progress: Progress) -> None
     for job in failed:
         note = read_failure(job) or {}
         error = note.get("error") or worker.find_told(job) or say_silent(grid, job)
-        retry = note.get("retry") or retry_words(grid, job)
         print(f"\n{job.name} failed:\n  " + error.replace("\n", "\n  "))
-        print(f"retry it with\n  {retry}\nits log is {show(worker.log_path(job))}")
+        print(f"retry it with\n  {retry_words(grid, job)}\nits log is {show(worker.log_path(job))}")
     waiting = len(missing) - len(failed)
     print(f"\n{len(progress.done)} of {len(progress.jobs)} jobs are done, {len(failed)} failed", end="")
     print(f", {waiting} wait for those. " if waiting else ". ", end="")
