@@ -277,9 +277,7 @@ def main() -> int:
         jobs = {job.name: job for job in listed}
         if asked.name not in jobs:
             raise StudyError(f"study {asked.study} has no job {asked.name!r}; it has {', '.join(jobs)}")
-        here = [
-            os.path.relpath(word) if os.path.isabs(word) else word for word in (sys.executable, *sys.argv)
-        ]
+        here = [sys.executable, os.path.abspath(__file__), *sys.argv[1:]]
         return run_job(jobs[asked.name], jobs, shlex.join(here))
     except StudyError as error:
         print(error, file=sys.stderr)
