@@ -25,7 +25,7 @@ QUICK = (
 )
 SNAKEFILE = """
 rule all:
-    input: expand("{letter}.txt", letter="abc")
+    input: expand("{letter}.txt", letter=list("abc"))
 rule write:
     output: "{letter}.txt"
     resources: runtime=5, mem_mb=100
@@ -99,7 +99,7 @@ class Watched:
         self.cluster, self.root = cluster, root
         self.process = start_grid(root, "--profile", "slurm", "--", *QUICK)
 
-    def wait(self, what: str, holds, seconds: float = 240) -> None:
+    def wait(self, what: str, holds, seconds: float = 600) -> None:
         """Until it holds; a grid that ends before says so at once."""
 
         def ended_or_holds() -> bool:
@@ -140,8 +140,8 @@ def test_the_smoke_grid_with_a_node_drained_and_jobs_killed_has_the_laptops_tabl
         third, _ = grid.wait_for_work("evaluate")
         cluster.cancel(third)
         cluster.resume(drained)
-        assert grid.process.wait(300) == 0, (grid.root / "said.txt").read_text() + cluster.log()
-        assert laptop.wait(300) == 0, (tmp_path / "laptop/said.txt").read_text()
+        assert grid.process.wait(600) == 0, (grid.root / "said.txt").read_text() + cluster.log()
+        assert laptop.wait(600) == 0, (tmp_path / "laptop/said.txt").read_text()
     finally:
         for process in (grid.process, laptop):
             process.terminate()
