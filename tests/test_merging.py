@@ -373,6 +373,25 @@ def test_a_receipt_of_a_job_with_a_refused_result_stays_away(machine):
     assert not any(job.receipt.exists() for job in jobs.values() if job.stage == "generate")
 
 
+def test_receipts_of_the_same_results_are_the_same_however_long_they_took(machine, capsys):
+    here, there = machine("a").make(*cells(0)), machine("b").make(*cells(0))
+    path = there.jobs(0)["generate-64k-s0"].receipt
+    files.write_json(path, files.read_json(path) | {"seconds": 99.0})
+    own = here.jobs(0)["generate-64k-s0"].receipt.read_bytes()
+    assert bring(here, there, students=True) == 0
+    assert "receipts     3 already here" in capsys.readouterr().out
+    assert (here.root / "artifacts/toy/.grid/generate-64k-s0.json").read_bytes() == own
+
+
+def test_a_receipt_of_other_results_is_named_and_not_taken(machine, capsys):
+    here, there = machine("a").make(*cells(0)), machine("b").make(*cells(0), lists="7, 8, 9")
+    there.jobs(0)
+    own = here.jobs(0)["generate-64k-s0"].receipt.read_bytes()
+    assert bring(here, there, students=True) == 1
+    assert "generate-64k-s0 differs:\n  results.neutral/s0: " in capsys.readouterr().out
+    assert (here.root / "artifacts/toy/.grid/generate-64k-s0.json").read_bytes() == own
+
+
 def test_a_changed_receipt_is_refused(machine, capsys):
     here, there = machine("a").make(*cells(0)), machine("b").make(*cells(1))
     path = there.jobs(1)["generate-64k-s1"].receipt
