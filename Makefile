@@ -33,7 +33,7 @@ status: $(READY) ## how far a grid is, from another shell: STUDY=qwen
 	@$(BIN)/python grid.py status $(STUDY)
 
 merge: $(READY) ## another machine's results into this folder, where lineages agree: STUDY=qwen FROM=its folder, DRY_RUN=1
-	@$(BIN)/python merge.py $(STUDY) $(FROM) $(if $(DRY_RUN),--dry-run)
+	@$(BIN)/python merge.py $(STUDY) $(FROM) $(if $(STUDENTS),--students) $(if $(DRY_RUN),--dry-run)
 
 report: $(READY) ## analysis, report and summary slide again, from the evaluations that are there: STUDY=micro; RESULTS=published ones
 	@$(BIN)/python study.py $(STUDY) --report-only $(if $(RESULTS),--results $(RESULTS))
