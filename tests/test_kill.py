@@ -178,7 +178,7 @@ def killed_for_real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str
     paid: dict[Path, int] = {}
     for stage in ("finetune", "evaluate"):
         process = start_study(root)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         try:
             while not list((root / "artifacts/smoke" / stage).glob("64k/neutral/s0/begun.json")):
                 assert process.poll() is None, process.stdout.read()
