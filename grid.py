@@ -23,32 +23,16 @@ import psutil
 import yaml
 
 from lib import files, paths, planning, receipts, resources
+from lib.children import watched_command
 from lib.errors import BadParameter, StudyError
 from lib.planning import Job
-from study import clock, guarded, interrupt, locked
+from study import GIGABYTES_PER_JOB, clock, guarded, interrupt, locked
 from workflow import job as worker
 
 PROFILES = paths.CODE / "workflow" / "profiles"
 POLL = 0.5  # seconds between two looks at the receipts
 ROOM = 10**6  # bytes without which not even a reason can be left
 KEPT = "had finished"
-GIGABYTES_PER_JOB = 2
-# Snakemake, and beside it a watch that ends it and its jobs when the grid is gone. On the machine of its jobs
-# it says its own number, so that they end with it; the jobs of a cluster are the cluster's and go on.
-SNAKEMAKE = f"""
-import os, psutil, runpy, sys, threading, time
-grid, local = int(sys.argv.pop(1)), sys.argv.pop(1) == "local"
-if local:
-    os.environ["{worker.SCHEDULER}"] = str(os.getpid())
-def watch():
-    while os.getppid() == grid:
-        time.sleep(0.2)
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
-    os._exit(1)
-threading.Thread(target=watch, daemon=True).start()
-runpy.run_module("snakemake", run_name="__main__", alter_sys=True)
-"""
 
 
 # --- what is to be done -----------------------------------------------------------------------
@@ -258,8 +242,7 @@ def run_snakemake(grid: Grid, progress: Progress, lock: int) -> int:
 
 def list_words(grid: Grid) -> list[str]:
     """Snakemake's command line: its profile, and what is known of this machine only now."""
-    words = [sys.executable, "-c", SNAKEMAKE, str(os.getpid()), "local" if grid.local else "cluster"]
-    words += ["--snakefile", str(paths.CODE / "workflow" / "Snakefile"), "--directory", str(grid.folder)]
+    words = ["--snakefile", str(paths.CODE / "workflow" / "Snakefile"), "--directory", str(grid.folder)]
     words += ["--profile", str(PROFILES / grid.profile)]
     config = [f"study={grid.study}", f"gpus={grid.gpus}", f"group_hours={grid.group_hours:g}"]
     if grid.local:
@@ -267,7 +250,9 @@ def list_words(grid: Grid) -> list[str]:
         words += ["--cores", str(count_cores(grid))]
         words += ["--resources", *(f"{name}={count}" for name, count in here.items())]
         config += [f"machine_gpus={here['gpu']}", f"machine_mem_mb={here['mem_mb']}"]
-    return [*words, "--config", *config, *grid.extra]
+    # Jobs on this machine end with their Snakemake; those of a cluster are the cluster's and go on.
+    scheduler = worker.SCHEDULER if grid.local else ""
+    return watched_command("snakemake", [*words, "--config", *config, *grid.extra], scheduler)
 
 
 def stop(process: subprocess.Popen, local: bool) -> None:

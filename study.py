@@ -28,34 +28,13 @@ import papermill
 import psutil
 
 from lib import bases, config, errors, files, paths, store
+from lib.children import ENVIRONMENT, watched_command
 from lib.errors import BadParameter, StudyError
 
 CHAIN = {"01_generate": "written", "02_finetune": "trained", "03_evaluate": "evaluated"}
 DID = {"00_pretrain": "built", **CHAIN, "04_analysis": "analysed"}
 DONE = re.compile(r"^DONE [^:\n]+: (\d+) made, (\d+) found finished$", re.MULTILINE)
 GIGABYTES_PER_JOB = 2
-# One thread per notebook: the order of a sum, and with it the last digits of a result, would otherwise
-# depend on the number of cores. Chains side by side use the cores better anyway.
-ENVIRONMENT = {
-    **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")},
-    "VECLIB_MAXIMUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-}
-# papermill, and beside it a watch that ends it and its kernel when the study is gone: what outlived a
-# killed study would write into the folders of the next one.
-PAPERMILL = """
-import os, psutil, runpy, sys, threading, time
-study = int(sys.argv.pop(1))
-def watch():
-    while os.getppid() == study:
-        time.sleep(0.2)
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
-    os._exit(1)
-threading.Thread(target=watch, daemon=True).start()
-runpy.run_module("papermill", run_name="__main__", alter_sys=True)
-"""
 
 
 # --- what is to be done -----------------------------------------------------------------------
@@ -175,7 +154,7 @@ class Work:
             if self.stopped:
                 return False
             process = subprocess.Popen(
-                [sys.executable, "-c", PAPERMILL, str(os.getpid()), *step.arguments()],
+                watched_command("papermill", step.arguments()),
                 cwd=paths.CODE,
                 env=os.environ | ENVIRONMENT,
                 stdin=subprocess.DEVNULL,

@@ -8,7 +8,7 @@ An import points down, or within a layer to the left, and reading and models nev
   scheduling engine tracking teacher training evaluation pretraining hub
 1 pure: prompts world numbers grammar scoring stats mixed pooling simulation power scaling trend lawcheck
   calibration speed cards colours
-0 ground: errors paths config files provenance store progress planning receipts resources forecast
+0 ground: children errors paths config files provenance store progress planning receipts resources forecast
 """
 
 __version__ = "0.1.0"

@@ -12,6 +12,7 @@ import math
 import shlex
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ class Explorer:
             reply = self.answers[what](query)
         except StudyError as error:
             reply = {"error": str(error)}
-        except Exception as error:  # a question must not end the one who answers
+        except Exception as error:  # a question must not end the one who answers; its stack is told
+            traceback.print_exc()
             reply = {
                 "error": f"this question was too much for the explorer ({type(error).__name__}: {error})"
             }

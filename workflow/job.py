@@ -23,6 +23,7 @@ CODE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CODE))
 
 from lib import files, paths, planning, receipts, resources  # noqa: E402
+from lib.children import ENVIRONMENT, watched_command  # noqa: E402
 from lib.errors import NotAvailable, StudyError  # noqa: E402
 from lib.planning import Job  # noqa: E402
 
@@ -30,28 +31,6 @@ SCHEDULER = "SUBLIMINAL_SCHEDULER"  # the process that a job on this machine mus
 GIVEN = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")  # who starts jobs here has given them their GPUs
 LONG_AGO = 946_684_800  # the year 2000
 DONE = re.compile(r"^DONE [^:\n]+: (.+)$", re.MULTILINE)
-# One thread per notebook: the order of a sum, and with it the last digits of a result, would otherwise
-# depend on the number of cores.
-ENVIRONMENT = {
-    **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")},
-    "VECLIB_MAXIMUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-}
-# papermill, and beside it a watch that ends it and its kernel when the job is gone: what outlived a killed
-# job would write into the folders of the next one.
-PAPERMILL = """
-import os, psutil, runpy, sys, threading, time
-job = int(sys.argv.pop(1))
-def watch():
-    while os.getppid() == job:
-        time.sleep(0.2)
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
-    os._exit(1)
-threading.Thread(target=watch, daemon=True).start()
-runpy.run_module("papermill", run_name="__main__", alter_sys=True)
-"""
 
 
 def log_path(job: Job) -> Path:
@@ -125,7 +104,7 @@ def run_notebook(job: Job, extra: dict[str, str], keep: list[IO]) -> int:
     words = [str(paths.notebook(job.notebook)), str(output), *job.arguments(), "--no-progress-bar"]
     with files.storage_errors(log), open(log, "ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", PAPERMILL, str(os.getpid()), *words],
+            watched_command("papermill", words),
             cwd=paths.CODE,
             env=os.environ | ENVIRONMENT | extra,
             stdin=subprocess.DEVNULL,
