@@ -49,7 +49,7 @@ from lib.resources import Need
 
 H200 = placement.Gpu(0, "NVIDIA H200", 149_000_000_000, 149_000_000_000)
 RAM_BESIDE = 8.0  # GB of a process on a GPU beside the weights that pass through it
-CPU_RAM = 2.0  # GB that a chain of the micro ladder may take, as study.py plans
+CPU_RAM = 2.0  # GB that a chain of the micro ladder may take, as grid.py plans
 QWEN = (*speed.QWEN, "72b")
 MICRO = tuple(name for name, size in config.SIZES.items() if size.family == "micro")
 STUDY = "qwen"  # six sizes, 16 conditions, five seeds
@@ -424,7 +424,7 @@ class Simulated:
 def simulate(gpus: int, seconds: float, folder: Path) -> Simulated:
     """Run the study's own Snakefile for so many GPUs, its work scaled to about so many seconds."""
     hours, _ = forecast.find_group_hours(STUDY, gpus, 2)
-    jobs = planning.list_jobs(STUDY, resources.read_costs(STUDY), gpus, hours)
+    jobs = planning.list_jobs(STUDY, resources.read_costs(STUDY), hours)
     scale = seconds / forecast.find_bound(jobs, gpus)
     workflow, root = folder / "workflow", folder / "root"
     (root / "artifacts" / STUDY / ".grid").mkdir(parents=True)
@@ -436,7 +436,7 @@ def simulate(gpus: int, seconds: float, folder: Path) -> Simulated:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile")]
     command += ["--profile", str(paths.CODE / "workflow" / "profiles" / "box"), "--directory", str(folder)]
     command += ["--cores", str(gpus + 2), "--resources", f"gpu={gpus}"]
-    command += ["--config", f"study={STUDY}", f"gpus={gpus}", f"group_hours={hours:g}"]
+    command += ["--config", f"study={STUDY}", f"group_hours={hours:g}"]
     environment = os.environ | {"SUBLIMINAL_ROOT": str(root), "OMP_NUM_THREADS": "1"}
     launched = time.time()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

@@ -27,7 +27,7 @@ from lib.calibration import CASES, KINDS, Outcome
 from lib.errors import MissingInput
 from lib.progress import Progress
 from lib.simulation import World
-from study import guarded
+from lib.terminal import guarded
 
 WORLDS = paths.root() / "benchmarks" / "worlds.csv"
 TABLE = paths.root() / "benchmarks" / "calibration.csv"

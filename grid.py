@@ -22,15 +22,16 @@ from typing import Any
 import psutil
 import yaml
 
-from lib import files, paths, planning, receipts, resources
+from lib import files, forecast, paths, planning, receipts, resources
 from lib.children import watched_command
 from lib.errors import BadParameter, StudyError
 from lib.planning import Job
-from study import GIGABYTES_PER_JOB, clock, guarded, interrupt, locked
+from lib.terminal import clock, guarded, heed_signals, locked
 from workflow import job as worker
 
 PROFILES = paths.CODE / "workflow" / "profiles"
 POLL = 0.5  # seconds between two looks at the receipts
+GIGABYTES_PER_JOB = 2
 ROOM = 10**6  # bytes without which not even a reason can be left
 KEPT = "had finished"
 
@@ -40,7 +41,7 @@ KEPT = "had finished"
 
 @dataclass(frozen=True)
 class Grid:
-    """A study, how its jobs are grouped and where they run."""
+    """A study, how its jobs are cut and where they run."""
 
     study: str
     profile: str
@@ -50,7 +51,7 @@ class Grid:
     extra: tuple[str, ...] = ()  # for Snakemake
 
     def list_jobs(self) -> list[Job]:
-        return planning.list_jobs(self.study, resources.read_costs(self.study), self.gpus, self.group_hours)
+        return planning.list_jobs(self.study, resources.read_costs(self.study), self.group_hours)
 
     @property
     def local(self) -> bool:
@@ -67,23 +68,27 @@ class Grid:
         return paths.root() / "artifacts" / self.study / ".grid"
 
 
-def read_grid(asked: argparse.Namespace) -> Grid:
-    """What was asked, and where it was not: as the study was run before, or what this machine has."""
+def ask_grid(
+    study: str,
+    *,
+    profile: str = "",
+    gpus: int = 0,
+    group_hours: float = 0,
+    jobs: int | None = None,
+    extra: Sequence[str] = (),
+) -> Grid:
+    """What was asked; where it was not, as the study was run before, or what suits it and this machine."""
     known = sorted(path.parent.name for path in PROFILES.glob("*/config.yaml"))
-    if asked.profile and asked.profile not in known:
-        raise BadParameter(f"no profile {asked.profile!r}; there are {', '.join(known)}")
-    before = read_last(asked.study)
-    grid = Grid(
-        asked.study,
-        asked.profile or str(before.get("profile", "laptop")),
-        asked.gpus or int(before.get("gpus", 0)) or max(1, len(worker.list_gpus())),
-        asked.group_hours or float(before.get("group_hours", planning.GROUP_HOURS)),
-        asked.jobs,
-        tuple(asked.extra),
-    )
-    if grid.profile not in known:
-        raise BadParameter(f"no profile {grid.profile!r}; there are {', '.join(known)}")
-    return grid
+    before = read_last(study)
+    profile = profile or str(before.get("profile", "laptop"))
+    if profile not in known:
+        raise BadParameter(f"no profile {profile!r}; there are {', '.join(known)}")
+    if before and gpus in (0, before.get("gpus")):
+        group_hours = group_hours or float(before.get("group_hours", 0))
+    gpus = gpus or int(before.get("gpus", 0)) or max(1, len(worker.list_gpus()))
+    if not group_hours:
+        group_hours, _ = forecast.find_group_hours(study, gpus, forecast.count_cores())
+    return Grid(study, profile, gpus, group_hours, jobs, tuple(extra))
 
 
 def last_path(study: str) -> Path:
@@ -165,6 +170,15 @@ def read_failure(job: Job) -> dict[str, str] | None:
     return None
 
 
+def keep_table(grid: Grid) -> None:
+    """The table of resources as it is now, for jobs of this run: another one would cut the plan otherwise."""
+    files.write_text(table_path(grid), resources.table_path().read_text(encoding="utf-8"))
+
+
+def table_path(grid: Grid) -> Path:
+    return grid.folder / "resources.csv"
+
+
 def run_grid(grid: Grid) -> int:
     """Every job that is not done; 1 where any failed."""
     write_points(grid.study)
@@ -173,6 +187,7 @@ def run_grid(grid: Grid) -> int:
         lock = stack.enter_context(locked(grid.study))
         for point in {job.study for job in jobs} - {grid.study}:
             stack.enter_context(locked(point))
+        keep_table(grid)
         files.write_json(
             last_path(grid.study),
             {"gpus": grid.gpus, "group_hours": grid.group_hours, "profile": grid.profile},
@@ -207,9 +222,8 @@ def count_cores(grid: Grid) -> int:
     """Jobs at a time on one machine: one per core as far as memory goes, and at least one per GPU."""
     if grid.cores:
         return grid.cores
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = psutil.virtual_memory().available // (GIGABYTES_PER_JOB * 2**30)
-    return max(1, len(worker.list_gpus()), min(cores, memory))
+    return max(1, len(worker.list_gpus()), min(forecast.count_cores(), memory))
 
 
 def run_snakemake(grid: Grid, progress: Progress, lock: int) -> int:
@@ -244,7 +258,7 @@ def list_words(grid: Grid) -> list[str]:
     """Snakemake's command line: its profile, and what is known of this machine only now."""
     words = ["--snakefile", str(paths.CODE / "workflow" / "Snakefile"), "--directory", str(grid.folder)]
     words += ["--profile", str(PROFILES / grid.profile)]
-    config = [f"study={grid.study}", f"gpus={grid.gpus}", f"group_hours={grid.group_hours:g}"]
+    config = [f"study={grid.study}", f"group_hours={grid.group_hours:g}", f"table={table_path(grid)}"]
     if grid.local:
         here = {"gpu": len(worker.list_gpus()), "mem_mb": psutil.virtual_memory().total // 10**6}
         words += ["--cores", str(count_cores(grid))]
@@ -315,8 +329,8 @@ def read_tail(path: Path) -> list[str]:
 
 def retry_words(grid: Grid, job: Job) -> str:
     program = show(paths.CODE / "workflow" / "job.py")
-    grouped = f"--gpus {grid.gpus} --group-hours {grid.group_hours:g}"
-    return f"{show(Path(sys.executable))} {program} {grid.study} {grouped} {job.name}"
+    cut = f"--group-hours {grid.group_hours:g} --table {show(table_path(grid))}"
+    return f"{show(Path(sys.executable))} {program} {grid.study} {cut} {job.name}"
 
 
 def tell_answer(grid: Grid, jobs: Sequence[Job], nothing: bool, seconds: float) -> None:
@@ -324,8 +338,16 @@ def tell_answer(grid: Grid, jobs: Sequence[Job], nothing: bool, seconds: float) 
     print("nothing to compute: everything was found finished" if nothing else f"done in {clock(seconds)}")
     for job in jobs:
         if job.stage == "analyse":
-            print(f"report: {show(paths.executed(job.study) / 'report.html')}")
-            print((receipts.read_receipt(job) or {}).get("said", ""))
+            tell_report(job, str((receipts.read_receipt(job) or {}).get("said", "")))
+
+
+def tell_report(job: Job, said: str) -> None:
+    """Where an analysis left its report, and its answer."""
+    page = paths.executed(job.study) / "report.html"
+    print(f"report: {show(page)}")
+    for slides in sorted(page.parent.glob("summary.*")):
+        print(f"for slides: {show(slides)}")
+    print(said)
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -334,8 +356,6 @@ def tell_answer(grid: Grid, jobs: Sequence[Job], nothing: bool, seconds: float) 
 def do(what: str, grid: Grid) -> int:
     if what == "run":
         return run_grid(grid)
-    from lib import forecast
-
     jobs = grid.list_jobs()
     print(forecast.say_plan(jobs, grid.gpus) if what == "plan" else forecast.say_status(jobs, grid.gpus))
     return 0
@@ -349,7 +369,12 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--profile", default="", help="a folder of workflow/profiles (as before, or laptop)")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to plan for (as before, or those here)")
-    parser.add_argument("--group-hours", type=float, default=0, help="hours that one job may take (4)")
+    parser.add_argument(
+        "--group-hours",
+        type=float,
+        default=0,
+        help="hours that one job may take (as before, or what ends first)",
+    )
     parser.add_argument("--jobs", type=int, help="jobs at a time on one machine; else one per core and GPU")
     words = sys.argv[1:]
     own, extra = words, []
@@ -365,9 +390,9 @@ def read_arguments() -> argparse.Namespace:
 
 def main() -> int:
     asked = read_arguments()
-    for each in (signal.SIGTERM, signal.SIGINT):  # a shell's background job starts with SIGINT ignored
-        signal.signal(each, interrupt)
-    return guarded(lambda: do(asked.what, read_grid(asked)), KEPT)
+    heed_signals()
+    how = {name: getattr(asked, name) for name in ("profile", "gpus", "group_hours", "jobs", "extra")}
+    return guarded(lambda: do(asked.what, ask_grid(asked.study, **how)), KEPT)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from lib import bases, merging, paths
 from lib.errors import BadParameter, StudyError
 from lib.merging import LEFT, NEW, SAME, Verdict
-from study import guarded, locked
+from lib.terminal import guarded, locked
 
 KINDS = (*merging.FOLDERS.values(), merging.RECEIPTS)
 

@@ -7,9 +7,9 @@ What 06_publish does for one size, for every size of a study in turn. The token 
 import argparse
 import sys
 
-from lib import config, hub, paths
+from lib import config, hub, paths, planning
 from lib.errors import BadParameter
-from study import guarded, notebook_defaults
+from lib.terminal import guarded
 
 
 def read_plans(asked: argparse.Namespace) -> list[config.Plan]:
@@ -32,7 +32,9 @@ def read_plans(asked: argparse.Namespace) -> list[config.Plan]:
 def read_plan(given: dict[str, object]) -> config.Plan:
     """As the notebook would read it: what is given here goes before the study's file, as with papermill."""
     passed = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in given.items())
-    return config.read_parameters(config.Publish, notebook_defaults("06_publish") | given | {"In": [passed]})
+    return config.read_parameters(
+        config.Publish, planning.read_defaults("06_publish") | given | {"In": [passed]}
+    )
 
 
 def publish(plans: list[config.Plan]) -> int:

@@ -16,7 +16,16 @@ from lib import config, paths, planning, receipts, resources, store
 from lib.planning import Job
 
 SHOWN_GPUS = (1, 8, 64)
-GROUP_HOURS = (planning.GROUP_HOURS, 2.0, 1.0, 0.5, 0.25)  # that are tried for the earliest finish
+GROUP_HOURS = (
+    planning.GROUP_HOURS,
+    3.0,
+    2.0,
+    1.5,
+    1.0,
+    0.75,
+    0.5,
+    0.25,
+)  # that are tried for the earliest finish
 WORTH = 0.98  # of the finish as asked: what an advice must undercut
 WEIGHT_BYTES = 2  # of a published weight as it is fetched: bfloat16
 
@@ -191,7 +200,7 @@ def find_group_hours(study: str, gpus: int, cores: int) -> tuple[float, float]:
     costs = resources.read_costs(study)
 
     def finish(hours: float) -> float:
-        return schedule_jobs(planning.list_jobs(study, costs, gpus, hours), gpus, cores).finish
+        return schedule_jobs(planning.list_jobs(study, costs, hours), gpus, cores).finish
 
     return min(((hours, finish(hours)) for hours in GROUP_HOURS), key=lambda pair: pair[1])
 

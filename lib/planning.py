@@ -9,14 +9,13 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lib import config, paths
+from lib import config, files, paths, provenance
 from lib.errors import BadParameter
 
 STAGES = ("pretrain", "generate", "finetune", "evaluate", "analyse")
@@ -25,7 +24,6 @@ NOTEBOOKS = dict(
 )
 BY_CELL = ("generate", "finetune", "evaluate")  # stages whose jobs cover cells of the grid
 GROUP_HOURS = 4.0  # a job that is killed or fails holds up no more than this
-SHARE = 6  # jobs per GPU that keep the last one to end from waiting long for the others
 LEAST_STARTS = 10  # a job takes at least as long as so many starts of its engine, or starting is the work
 AXES = "axes"
 DIALS = {field.name for field in dataclasses.fields(config.Pretrain)} - {"size", "recipe", "device"}
@@ -64,6 +62,8 @@ class Job:
     minutes: float | None = None
     start: float | None = None
     why: str = ""
+    asked: str = ""  # a hash of the settings that its notebook is run with: other settings are not done yet
+    results: str = ""  # of an analysis: a folder in the published format
 
     @property
     def name(self) -> str:
@@ -99,6 +99,7 @@ class Job:
             words += ["-p", "animal", "all" if whole else ",".join(self.animals)]
             seeds = ",".join(map(str, self.seeds))
             words += ["-p", "seed", "all" if whole else seeds]
+        words += ["-p", "results", self.results] if self.results else []
         return [*words, "-p", "study", self.study] if self.stage != "pretrain" else words
 
 
@@ -227,34 +228,17 @@ def know_nothing(stage: str, label: str, cells: int, settings: Mapping[str, Any]
     return Cost(gpus=int(published and stage in BY_CELL))
 
 
-def list_jobs(
-    study: str, costs: Costs = know_nothing, gpus: int = 1, group_hours: float = GROUP_HOURS
-) -> list[Job]:
+def list_jobs(study: str, costs: Costs = know_nothing, group_hours: float = GROUP_HOURS) -> list[Job]:
     """Every job of a study, largest sizes first and a base's stages in their order; the analysis last.
 
     The same for everybody who asks with the same numbers, and whatever is done already.
     """
     asked = read_study(study)
-    limit = find_limit(asked, costs, gpus, group_hours)
-    jobs = [job for each in asked for job in _list_point(each, costs, limit)]
+    jobs = [job for each in asked for job in _list_point(each, costs, group_hours)]
     once = {job.name: job for job in jobs}  # a base is built once for all points
     order = {base.label: -base.size.params for each in asked for base in each.bases}
     place = {name: i for i, name in enumerate(once)}
     return sorted(once.values(), key=lambda job: (order.get(job.label, 1), place[job.name]))
-
-
-def find_limit(asked: Sequence[Asked], costs: Costs, gpus: int, group_hours: float) -> tuple[float, str]:
-    """Minutes that no job should exceed, and why: so that it can be lost, and so that no GPU waits long."""
-    total = sum(
-        (costs(stage, base.label, _count_cells(each), each.settings(stage)).minutes or 0)
-        for each in asked
-        for base in each.bases
-        for stage in BY_CELL
-    )
-    even = total / (gpus * SHARE)
-    if gpus > 1 and 0 < even < group_hours * 60:
-        return even, f"{gpus} GPUs have {_hours(total)} of work to share"
-    return group_hours * 60, f"no job is to take more than {group_hours:g} h"
 
 
 def _count_cells(asked: Asked) -> int:
@@ -265,17 +249,29 @@ def _hours(minutes: float) -> str:
     return f"{minutes / 60:.3g} h" if minutes >= 60 else f"{minutes:.3g} min"
 
 
-def _list_point(asked: Asked, costs: Costs, limit: tuple[float, str]) -> list[Job]:
+def _list_point(asked: Asked, costs: Costs, group_hours: float) -> list[Job]:
     jobs: list[Job] = []
     for base in asked.bases:
-        jobs += _list_base(asked, base, costs, limit)
+        jobs += _list_base(asked, base, costs, group_hours)
     needs = tuple(job.name for job in jobs if job.stage == "evaluate")
     cost = costs("analyse", "", _count_cells(asked) * len(asked.bases), asked.settings("analyse"))
     why = "reads all evaluations of the study together"
-    return [*jobs, _with_cost(Job(asked.study, "analyse", axes=asked.axes, needs=needs, why=why), cost)]
+    jobs.append(_with_cost(Job(asked.study, "analyse", axes=asked.axes, needs=needs, why=why), cost))
+    return [replace(job, asked=_hash_asked(asked, job.stage)) for job in jobs]
 
 
-def _list_base(asked: Asked, base: config.Base, costs: Costs, limit: tuple[float, str]) -> list[Job]:
+def _hash_asked(asked: Asked, stage: str) -> str:
+    """What a stage is asked for, besides its cells. An analysis is asked for by the code too: it is cheap,
+    and whoever changed a figure wants to see it."""
+    names = read_defaults(NOTEBOOKS[stage])
+    given = {name: value for name, value in (names | asked.overrides).items() if name in names}
+    if stage != "analyse":
+        given = {name: value for name, value in given.items() if name not in config.PLAN_NAMES}
+    code = [provenance.hash_sources(), files.hash_file(paths.notebook(NOTEBOOKS[stage]))]
+    return files.hash_object([given, code if stage == "analyse" else []])
+
+
+def _list_base(asked: Asked, base: config.Base, costs: Costs, group_hours: float) -> list[Job]:
     """The chain of one base, itself first where it did not come with the project."""
     built = []
     carried = asked.recipe == "standard" and paths.tracked_base(base.label).exists()
@@ -287,7 +283,7 @@ def _list_base(asked: Asked, base: config.Base, costs: Costs, limit: tuple[float
         built = [_with_cost(job, cost)]
     jobs, before = list(built), built
     for stage in BY_CELL:
-        groups = _group(asked, base.label, stage, costs, limit)
+        groups = _group(asked, base.label, stage, costs, group_hours)
         if stage == "evaluate" and len(groups) > 1:
             # Each evaluation asks the untuned model as well, unless that is done: two at once must not.
             control = replace(groups[0], animals=(config.UNTUNED,), seeds=(0,), part=config.UNTUNED)
@@ -306,13 +302,18 @@ def _find_needs(group: Job, before: Sequence[Job]) -> tuple[str, ...]:
     return tuple(job.name for job in before if job.stage == "pretrain" or set(job.cells) & set(group.cells))
 
 
-def _group(asked: Asked, label: str, stage: str, costs: Costs, limit: tuple[float, str]) -> list[Job]:
-    """A base's cells in as few jobs as the limit allows: split by seeds, and then by animals."""
+def _group(asked: Asked, label: str, stage: str, costs: Costs, group_hours: float) -> list[Job]:
+    """A base's cells in the jobs that take the fewest minutes together, none longer than the limit."""
     settings = asked.settings(stage)
     whole = Job(asked.study, stage, label, asked.animals, asked.seeds, asked.axes)
     cost = costs(stage, label, len(whole.cells), settings)
     shared = {"generate": "one engine", "finetune": "one copy of the base", "evaluate": "one engine"}[stage]
-    seeds, animals = _count_parts(cost, len(asked.seeds), len(asked.animals), limit[0])
+    seeds, animals = _count_parts(
+        lambda cells: costs(stage, label, cells, settings),
+        len(asked.seeds),
+        len(asked.animals),
+        group_hours * 60,
+    )
     if seeds * animals == 1:
         why = f"all {len(whole.cells)} cells of {label} on {shared}"
         why += "" if cost.minutes is not None else "; how long that takes was not measured"
@@ -324,20 +325,34 @@ def _group(asked: Asked, label: str, stage: str, costs: Costs, limit: tuple[floa
             job = replace(whole, seeds=some_seeds, animals=some, part=part)
             job = _with_cost(job, costs(stage, label, len(job.cells), settings))
             why = f"{len(job.cells)} of {len(whole.cells)} cells of {label} on {shared}, which would take "
-            parts.append(replace(job, why=f"{why}{_hours(cost.minutes or 0)} for all: {limit[1]}"))
+            why += f"{_hours(cost.minutes or 0)} for all: no job is to take more than {group_hours:g} h"
+            parts.append(replace(job, why=why))
     return parts
 
 
-def _count_parts(cost: Cost, seeds: int, animals: int, limit: float) -> tuple[int, int]:
-    """Into how many parts seeds and animals fall; every part starts an engine, so none gets too small."""
-    if not cost.minutes:
+def _count_parts(cost: Callable[[int], Cost], seeds: int, animals: int, limit: float) -> tuple[int, int]:
+    """Into how many parts seeds and animals fall.
+
+    Of all ways to cut them the one that takes the fewest minutes in all: every part starts an engine of its
+    own, and students that are trained together fill whole rounds. A part may be longer than the limit where
+    it would do little but start otherwise, and where not even single cells keep to it.
+    """
+    whole = cost(seeds * animals)
+    if not whole.minutes or whole.minutes <= limit:
         return 1, 1
-    start = cost.start or 0
-    room = max(limit - start, start * (LEAST_STARTS - 1))
-    most = int(max(room, 0) / max((cost.minutes - start) / (seeds * animals), 1e-9))  # cells of a job
-    if most >= animals:
-        return math.ceil(seeds / (most // animals)), 1
-    return seeds, math.ceil(animals / max(most, 1))
+    minutes = functools.cache(lambda cells: cost(cells).minutes or 0.0)
+    room = max(limit, (whole.start or 0.0) * LEAST_STARTS)
+
+    def weigh(parts: tuple[int, int]) -> tuple[float, float, int]:
+        cells = [
+            len(some) * len(others)
+            for some in _split(range(seeds), parts[0])
+            for others in _split(range(animals), parts[1])
+        ]
+        longest = max(map(minutes, cells))
+        return max(longest - room, 0.0), sum(map(minutes, cells)), len(cells)
+
+    return min(itertools.product(range(1, seeds + 1), range(1, animals + 1)), key=weigh)
 
 
 def _split(items: Sequence[Any], parts: int) -> list[tuple]:

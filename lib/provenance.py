@@ -26,11 +26,17 @@ def code_version() -> dict:
 
     `commit` and `dirty` are None outside a git checkout or without git; `source` is always there.
     """
+    commit, dirty = _git_state(paths.CODE)
+    return {"version": lib.__version__, "commit": commit, "dirty": dirty, "source": hash_sources()}
+
+
+@functools.cache
+def hash_sources() -> str:
+    """One hash of all sources of lib."""
     digest = hashlib.sha256()
     for module in sorted(Path(lib.__file__).parent.glob("*.py")):
         digest.update(f"{module.name}\0".encode() + module.read_bytes() + b"\0")
-    commit, dirty = _git_state(paths.CODE)
-    return {"version": lib.__version__, "commit": commit, "dirty": dirty, "source": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def _git_state(folder: Path) -> tuple[str | None, bool | None]:

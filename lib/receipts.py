@@ -25,8 +25,10 @@ def describe_results(job: Job) -> dict[str, str]:
     """The identity of each result of a job; what is not there is named in the error."""
     if job.stage == "analyse":
         tables = {path.name: path for path in sorted(paths.tables(job.study).glob("*.csv"))}
-        if "transfer.csv" not in tables:
-            raise MissingInput(f"{job.name} left no tables in {paths.tables(job.study)}")
+        page = paths.executed(job.study) / "report.html"
+        if "transfer.csv" not in tables or not page.is_file():
+            missing = page if "transfer.csv" in tables else paths.tables(job.study) / "transfer.csv"
+            raise MissingInput(f"{job.name} left no {missing}")
         return {name: files.hash_file(path) for name, path in tables.items()}
     return {name: _find_identity(job, name, folder) for name, folder in list_folders(job).items()}
 
@@ -52,7 +54,9 @@ def _find_identity(job: Job, name: str, folder: Path) -> str:
             return f"{LOST}: {student.identity}"
     if manifest is None:
         raise MissingInput(f"{job.name} left no finished {name} in {folder}")
-    if job.stage == "evaluate" and not paths.evaluation(job.study, job.label, *_split_cell(name)).exists():
+    if job.stage == "evaluate" and not files.has_document(
+        paths.evaluation(job.study, job.label, *_split_cell(name))
+    ):
         raise MissingInput(f"{job.name}: the evaluation of {name} is gone from results/")
     return manifest.identity
 
@@ -74,6 +78,7 @@ def write_receipt(job: Job, needs: Sequence[Job], **told: Any) -> dict[str, Any]
     receipt = {
         "schema": SCHEMA,
         "job": job.name,
+        "asked": job.asked,
         "results": results,
         "needs": {need.name: _read_content(need) for need in needs},
         "content": files.hash_object(results),
@@ -97,14 +102,16 @@ def read_receipt(job: Job) -> dict[str, Any] | None:
         receipt = files.read_json(job.receipt)
     except (OSError, StudyError):
         return None
-    whole = isinstance(receipt, dict) and {"schema", "job", "results", "needs", "content"} <= set(receipt)
+    whole = isinstance(receipt, dict) and {"schema", "job", "asked", "results", "needs", "content"} <= set(
+        receipt
+    )
     return receipt if whole and receipt["schema"] == SCHEMA and receipt["job"] == job.name else None
 
 
 def is_done(job: Job, jobs: Mapping[str, Job]) -> bool:
-    """Whether the receipt is there, what it names is still there, and so are the receipts it started from."""
+    """Whether a receipt of the settings asked for is there, what it names, and the receipts it started from."""
     receipt = read_receipt(job)
-    if receipt is None:
+    if receipt is None or receipt["asked"] != job.asked:
         return False
     if {name: _read_content(jobs[name]) for name in job.needs} != receipt["needs"]:
         return False

@@ -85,9 +85,9 @@ def table_path() -> Path:
     return paths.CODE / "benchmarks" / "resources.csv"
 
 
-def read_table() -> dict[tuple[str, str, str], Need]:
+def read_table(path: Path | None = None) -> dict[tuple[str, str, str], Need]:
     """Every row by rule, size and device (`gpu` or `cpu`)."""
-    path = table_path()
+    path = path or table_path()
     if not path.is_file():
         raise MissingInput(f"{path} is not there; git restore it, or fill it with: {FILL}")
     with open(path, newline="", encoding="utf-8") as file:
@@ -138,16 +138,18 @@ def count_units(rule: str, settings: Mapping[str, object], cells: int) -> float:
     return cells / 480 if rule == "analyse" else 1.0
 
 
-def read_costs(study: str, device: str = "") -> planning.Costs:
+def read_costs(study: str, device: str = "", table: Path | None = None) -> planning.Costs:
     """What each job of a study takes, for planning.list_jobs; `device` says where all of it runs, if known.
+
+    `table` is the copy that a grid at work goes by, lest a table filled meanwhile cuts its jobs anew.
 
     How many epochs are evaluated is what 02_finetune makes: the most of them where a study varies that.
     """
-    table, epochs = read_table(), _read_epochs(study)
+    needs, epochs = read_table(table), _read_epochs(study)
 
     def costs(stage: str, label: str, cells: int, settings: Mapping[str, Any]) -> planning.Cost:
         size = config.parse_label(label).size.name if label else ALL_SIZES
-        need = find_need(stage, size, table, device)
+        need = find_need(stage, size, needs, device)
         minutes = need.minutes_for(count_units(stage, {"epochs": epochs, **settings}, cells), cells)
         return planning.Cost(
             need.gpus, need.gpu_memory or 0, need.ram or RAM_UNKNOWN, minutes, need.start_minutes

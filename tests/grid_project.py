@@ -15,6 +15,7 @@ import nbformat
 
 REPO = Path(__file__).resolve().parent.parent
 CONFIGS = {"01_generate": "Generate", "02_finetune": "Finetune", "03_evaluate": "Evaluate"}
+PROBE = "threads"
 # A stage that `fails` says so in the words of a file; one that `hangs` waits until its file is gone; one that
 # `dies` loses its kernel, once.
 WORK = """
@@ -32,6 +33,7 @@ def tell(what):
     with open("events", "a") as file:
         file.write(f"{what}\\n")
 tell(f"begin NOTEBOOK {size} {os.getpid()}")
+tell(f"PROBE {os.environ['OMP_NUM_THREADS']}")
 made = 0
 stages = ["generate", "finetune", "evaluate"]
 stage = plan.shared.stage
@@ -87,7 +89,7 @@ class Project:
         for label in ("64k", "166k"):
             (root / f"models/{label}/manifest.json").write_text("{}")
         for notebook, name in CONFIGS.items():
-            cell = WORK.replace("NOTEBOOK", notebook).replace("CONFIG", name)
+            cell = WORK.replace("NOTEBOOK", notebook).replace("CONFIG", name).replace("PROBE", PROBE)
             write_notebook(root / f"notebooks/{notebook}.ipynb", notebook, cell)
         shutil.copy(REPO / "notebooks/00_pretrain.ipynb", root / "notebooks")
         write_notebook(root / "notebooks/04_analysis.ipynb", "04_analysis", TABLE)
@@ -102,19 +104,23 @@ class Project:
         path.touch()
         return path
 
-    def start(self, *words: str, program: str = "grid.py") -> subprocess.Popen:
+    def replace(self, notebook: str, cell: str) -> None:
+        """Let a notebook do something else than it pretends."""
+        write_notebook(self.root / f"notebooks/{notebook}.ipynb", notebook, cell)
+
+    def start(self, *words: str, program: str = "grid.py", cwd: Path | None = None) -> subprocess.Popen:
         env = {name: value for name, value in os.environ.items() if name != "SUBLIMINAL_ROOT"}
         return subprocess.Popen(
             [sys.executable, str(self.root / program), *words],
-            cwd=self.root,
-            env=env | {"OMP_NUM_THREADS": "1"},
+            cwd=cwd or self.root,
+            env=env | {"OMP_NUM_THREADS": "7"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def run(self, *words: str, program: str = "grid.py") -> tuple[int, str]:
-        process = self.start(*words, program=program)
+    def run(self, *words: str, program: str = "grid.py", cwd: Path | None = None) -> tuple[int, str]:
+        process = self.start(*words, program=program, cwd=cwd)
         out, _ = process.communicate(timeout=240)
         return process.returncode, out
 

@@ -80,7 +80,7 @@ def test_the_advice_is_the_cut_that_ends_first(monkeypatch):
     monkeypatch.setattr(forecast, "GROUP_HOURS", (4.0, 0.25))
     costs, finishes = resources.read_costs("qwen"), {}
     for hours in forecast.GROUP_HOURS:
-        jobs = planning.list_jobs("qwen", costs, 64, hours)
+        jobs = planning.list_jobs("qwen", costs, hours)
         finishes[hours] = forecast.schedule_jobs(jobs, 64, 2).finish
         advice = forecast.advise_group_hours(jobs, 64, 2)
         assert advice.startswith("With --group-hours 0.25 ") if hours == 4 else not advice
@@ -167,7 +167,7 @@ def test_megabytes_in_words(megabytes: float, words: str):
 
 @pytest.fixture(scope="module")
 def qwen() -> list[Job]:
-    return planning.list_jobs("qwen", resources.read_costs("qwen"), 8)
+    return planning.list_jobs("qwen", resources.read_costs("qwen"))
 
 
 def test_a_plan_tells_jobs_hours_disk_finish_and_grouping(qwen: list[Job]):

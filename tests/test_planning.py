@@ -44,9 +44,9 @@ def test_a_base_is_a_chain_of_one_job_a_stage_and_the_analysis_ends_the_plan(par
 
 
 @pytest.mark.parametrize("study", ["smoke", "micro", "ladder", "qwen", "smollm2"])
-@pytest.mark.parametrize("gpus", [1, 8, 64])
-def test_every_cell_of_a_study_is_in_one_job_of_each_stage(study: str, gpus: int):
-    jobs = list_jobs(study, minutes_per_cell(30), gpus)
+@pytest.mark.parametrize("hours", [4, 2, 0.25])
+def test_every_cell_of_a_study_is_in_one_job_of_each_stage(study: str, hours: float):
+    jobs = list_jobs(study, minutes_per_cell(30), hours)
     assert len({job.name for job in jobs}) == len(jobs)
     (asked,) = planning.read_study(study)
     wanted = {(a, s) for a in asked.animals for s in asked.seeds}
@@ -59,9 +59,9 @@ def test_every_cell_of_a_study_is_in_one_job_of_each_stage(study: str, gpus: int
             assert cells == dict.fromkeys(wanted, 1)
 
 
-@pytest.mark.parametrize("gpus", [1, 8, 64])
-def test_a_cell_waits_for_the_same_cell_of_the_stage_before(gpus: int):
-    jobs = {job.name: job for job in list_jobs("qwen", minutes_per_cell(30), gpus)}
+@pytest.mark.parametrize("hours", [4, 2, 0.25])
+def test_a_cell_waits_for_the_same_cell_of_the_stage_before(hours: float):
+    jobs = {job.name: job for job in list_jobs("qwen", minutes_per_cell(30), hours)}
     for job in jobs.values():
         if job.stage in ("finetune", "evaluate") and job.part != config.UNTUNED:
             before = [jobs[name] for name in job.needs if jobs[name].part != config.UNTUNED]
@@ -69,14 +69,13 @@ def test_a_cell_waits_for_the_same_cell_of_the_stage_before(gpus: int):
             assert set(job.cells) <= {cell for each in before for cell in each.cells}
 
 
-def test_a_stage_that_would_take_too_long_is_split_by_seeds_and_then_by_animals(params: Path):
+def test_a_stage_that_would_take_too_long_falls_into_as_few_jobs_as_keep_to_the_limit(params: Path):
     def groups(minutes: float) -> list[tuple[int, int]]:
         jobs = list_jobs("study", minutes_per_cell(minutes))
         return [(len(j.seeds), len(j.animals)) for j in jobs if (j.stage, j.label) == ("finetune", "7b")]
 
     assert groups(15) == [(3, 4)]  # 3 h in all
-    assert groups(25) == [(2, 4), (1, 4)]  # 5 h
-    assert groups(30) == [(1, 4)] * 3  # 6 h, of which two seeds would take a minute too long
+    assert groups(25) == [(3, 2)] * 2  # 5 h: two parts are enough, and halves end sooner than other cuts
     assert groups(50) == [(1, 4)] * 3  # 10 h
     assert groups(100) == [(1, 2)] * 6  # 20 h
 
@@ -92,13 +91,41 @@ def test_a_job_says_why_it_holds_what_it_holds(params: Path):
     assert "was not measured" in list_jobs("study")[0].why
 
 
-def test_work_is_split_for_gpus_that_would_idle_but_not_into_mere_starts(params: Path):
-    few, many = (list_jobs("study", minutes_per_cell(10), gpus) for gpus in (1, 8))
-    assert len(few) == 7
-    assert "8 GPUs have 12.1 h of work to share" in next(j.why for j in many if j.stage == "finetune")
-    assert max(job.minutes or 0 for job in many if job.label) <= 726 / (8 * planning.SHARE)
-    starts = list_jobs("study", minutes_per_cell(0.5, start=5), 64)
-    assert all(len(job.cells) == 12 for job in starts if job.stage == "finetune")
+def test_jobs_fill_the_rounds_in_which_students_are_trained_together(params: Path):
+    def costs(stage: str, label: str, cells: int, settings: Mapping[str, Any]) -> Cost:
+        return Cost(gpus=1, minutes=1 + 60 * -(-cells // 4), start=1)  # four together take as long as one
+
+    jobs = [job for job in list_jobs("study", costs, 2.5) if (job.stage, job.label) == ("finetune", "7b")]
+    assert [len(job.cells) for job in jobs] == [8, 4]  # six and six would take a round more
+
+
+def test_a_job_is_no_mere_start_of_its_engine(params: Path):
+    jobs = list_jobs("study", minutes_per_cell(0.5, start=5), 0.01)
+    assert all(len(job.cells) == 12 for job in jobs if job.stage == "finetune")
+
+
+def test_other_settings_and_other_code_are_other_jobs_but_not_for_stages_they_do_not_touch(
+    params: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def hashes() -> dict[str, str]:
+        return {job.stage: job.asked for job in list_jobs("study") if job.label in ("7b", "")}
+
+    def changed(before: dict[str, str]) -> set[str]:
+        return {stage for stage, asked in hashes().items() if asked != before[stage]}
+
+    file, first = params / "study.yaml", hashes()
+    assert changed(first) == set()
+    text = file.read_text()
+    for line, stages in {
+        "epochs: 3\n": {"finetune"},
+        "temperature: 0.5\n": {"generate", "evaluate"},
+        "permutations: 99\n": {"analyse"},
+    }.items():
+        file.write_text(text + line)
+        assert changed(first) == stages
+    file.write_text(text)
+    monkeypatch.setattr(planning.provenance, "hash_sources", lambda: "edited")
+    assert changed(first) == {"analyse"}
 
 
 def test_parts_of_an_evaluation_leave_the_untuned_model_to_one_job(params: Path):

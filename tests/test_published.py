@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from published_runs import PUBLISHED, PUBLISHED_LAMBDA, needs_published
 
-import study
 from lib import config, published, scoring, stats, tables
 from lib.errors import BadParameter, DamagedFile, MissingInput
+from lib.planning import Job
 
 SIZES = ",".join(PUBLISHED_LAMBDA)
 
@@ -211,10 +211,9 @@ def test_what_is_not_there_is_said_with_what_there_is(folder, tmp_path):
 
 
 def test_a_report_on_published_runs_passes_their_folder_on():
-    step = study.Step("published", "04_analysis", results="/somewhere/runs")
-    words = step.arguments()
+    words = Job("published", "analyse", results="/somewhere/runs").arguments()
     assert words[words.index("results") + 1] == "/somewhere/runs"
-    assert "results" not in study.Step("micro", "04_analysis").arguments()
+    assert "results" not in Job("micro", "analyse").arguments()
 
 
 def test_where_the_runs_lay_is_not_written_down(folder, tmp_path, monkeypatch):

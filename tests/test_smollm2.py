@@ -7,7 +7,7 @@ import pytest
 
 from lib import bases, config, evaluation, files, models, numbers, store, teacher, training
 from lib.examples import tokenize
-from study import notebook_defaults
+from lib.planning import read_defaults
 
 
 def has_package() -> bool:
@@ -23,7 +23,7 @@ SMALL = {"study": "trial", "size": "135m", "animal": "dog", "seed": 0, "device":
 
 
 def plan(stage: type, notebook: str, **values: object) -> config.Plan:
-    return config.read_parameters(stage, notebook_defaults(notebook) | SMALL | values)
+    return config.read_parameters(stage, read_defaults(notebook) | SMALL | values)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pytest
 import torch
 from build_base import place_base
 
-import study
 from lib import config, engine, evaluation, files, paths, sampling, store, teacher, training
 from lib.errors import (
     BadParameter,
@@ -24,6 +23,7 @@ from lib.errors import (
     TooFewLists,
     TrainingDiverged,
 )
+from lib.planning import read_defaults
 from lib.progress import Tally
 
 SMALL = {"n_raw": 40, "n_keep": 20, "list_tokens": 48, "epochs": 2, "batch": 10, "learning_rate": 0.001}
@@ -38,7 +38,7 @@ STAGES = {
 
 def ask(stage: str, animal: str, **values: object) -> config.Plan:
     """What the notebook's second cell makes of its defaults, the small settings and `values`."""
-    defaults = study.notebook_defaults(stage)
+    defaults = read_defaults(stage)
     small = {name: value for name, value in SMALL.items() if name in defaults}
     small |= {"chunk": CHUNK[stage]} if stage in CHUNK else {}
     asked = {"study": "toy", "size": "64k", "animal": animal} | values

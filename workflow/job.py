@@ -37,6 +37,13 @@ def log_path(job: Job) -> Path:
     return paths.executed(job.study) / "logs" / f"{job.name}.log"
 
 
+def clear_log(job: Job) -> None:
+    """Begin the log anew: what the last attempt said must not pass for today's."""
+    with files.storage_errors(log_path(job)):
+        log_path(job).parent.mkdir(parents=True, exist_ok=True)
+        log_path(job).write_text("")
+
+
 def executed_path(job: Job) -> Path:
     return paths.executed(job.study) / f"{job.stem}.ipynb"
 
@@ -174,9 +181,7 @@ def run_job(job: Job, jobs: dict[str, Job], retry: str) -> int:
             return 0
         began = time.monotonic()
         receipts.failure_path(job).unlink(missing_ok=True)
-        with files.storage_errors(log_path(job)):
-            log_path(job).parent.mkdir(parents=True, exist_ok=True)
-            log_path(job).write_text("")
+        clear_log(job)
         try:
             with hold_gpus(job.gpus) as (extra, held):
                 code = run_notebook(job, extra, [lock, *held])
@@ -243,16 +248,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("study", help="a file of params/, without .yaml")
     parser.add_argument("name", help="a job, as `python grid.py plan STUDY` names it")
-    parser.add_argument(
-        "--gpus", type=int, default=1, help="for how many GPUs the plan was made (%(default)s)"
-    )
     parser.add_argument("--group-hours", type=float, default=planning.GROUP_HOURS, help="the longest job")
+    parser.add_argument(
+        "--table", type=Path, default=resources.table_path(), help="what jobs cost, as planned"
+    )
     asked = parser.parse_args()
     watch_scheduler()
     try:
-        listed = planning.list_jobs(
-            asked.study, resources.read_costs(asked.study), asked.gpus, asked.group_hours
-        )
+        costs = resources.read_costs(asked.study, table=asked.table)
+        listed = planning.list_jobs(asked.study, costs, asked.group_hours)
         jobs = {job.name: job for job in listed}
         if asked.name not in jobs:
             raise StudyError(f"study {asked.study} has no job {asked.name!r}; it has {', '.join(jobs)}")
