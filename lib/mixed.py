@@ -59,20 +59,33 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Blocks of one shape, stacked: [block, named, question, student], so that one product serves them all.
+
+    `own` says where each student's animal stands among the animals of the size.
+    """
+
+    said: np.ndarray
+    offset: np.ndarray  # log of the answers [block, 1, question, student]; -inf where none was given
+    own: np.ndarray  # [block, student]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Blocks, students and questions."""
+        return len(self.said), self.said.shape[1], self.said.shape[2]
+
+
+@dataclass(frozen=True)
 class Design:
-    """Where each coefficient stands: border = (intercept, target, students, animals), then block by block."""
+    """The blocks of a size, those of one shape next to each other, and the same stacked."""
 
     blocks: tuple[Answers, ...]
     animals: tuple[Hashable, ...]
-    offsets: tuple[np.ndarray, ...]  # log of the answers [question, student]; -inf where none was given
+    batches: tuple[Batch, ...]
 
     @property
     def students(self) -> int:
         return sum(len(block.names) for block in self.blocks)
-
-    @property
-    def border(self) -> int:
-        return FIXED + self.students + len(self.animals)
 
 
 def lay_out(blocks: Sequence[Answers]) -> Design:
@@ -80,191 +93,286 @@ def lay_out(blocks: Sequence[Answers]) -> Design:
     if not blocks:
         raise ValueError("no block to fit")
     animals = tuple(dict.fromkeys(name for block in blocks for name in block.names))
+    shapes: dict[tuple[int, ...], list[Answers]] = {}
+    for block in blocks:
+        shapes.setdefault(block.said.shape, []).append(block)
+    batches = tuple(stack_blocks(own, animals) for own in shapes.values())
+    return Design(tuple(block for own in shapes.values() for block in own), animals, batches)
+
+
+def stack_blocks(blocks: Sequence[Answers], animals: Sequence[Hashable]) -> Batch:
+    """Blocks of one shape as one batch."""
+    said = np.stack([np.asarray(block.said, dtype=float).transpose(2, 0, 1) for block in blocks])
     with np.errstate(divide="ignore"):
-        offsets = tuple(np.log(np.asarray(block.answers, dtype=float)) for block in blocks)
-    return Design(tuple(blocks), animals, offsets)
-
-
-def mark_border(design: Design, at: int, target: bool) -> np.ndarray:
-    """Which border coefficients act on each [named, student] of a block: 0 or 1, [named, student, border]."""
-    names = design.blocks[at].names
-    k, start = len(names), FIXED + sum(len(block.names) for block in design.blocks[:at])
-    marks = np.zeros((k, k, design.border))
-    marks[:, :, 0] = 1
-    marks[:, np.arange(k), start + np.arange(k)] = 1
-    if target:
-        own = np.arange(k)
-        marks[own, own, 1] = 1
-        marks[own, own, FIXED + design.students + np.array([design.animals.index(n) for n in names])] = 1
-    return marks
+        offset = np.log(np.stack([np.asarray(block.answers, dtype=float) for block in blocks]))
+    own = np.array([[animals.index(name) for name in block.names] for block in blocks])
+    return Batch(np.ascontiguousarray(said), offset[:, None], own)
 
 
 # --- the fit ----------------------------------------------------------------------------------
 
 
 @dataclass
-class State:
-    """Coefficients and variances as they stand; `local[b]` is [named, 1 + students + questions]."""
+class Local:
+    """The coefficients of a batch that no other block has, and what is known of them."""
 
-    border: np.ndarray
-    local: list[np.ndarray]
+    student: np.ndarray  # [block, student]
+    column: np.ndarray  # [block, named]
+    cell: np.ndarray  # student x named [block, named, student]
+    question: np.ndarray  # question x named [block, named, question]
+    spread: np.ndarray  # posterior variance of each linear predictor, as Batch.said
+    variance: tuple[float, float, float] = (0.0, 0.0, 0.0)  # posterior, summed: column, cell, question
+
+
+@dataclass
+class State:
+    """Coefficients and variances as they stand; `core` is the intercept, the effect, the animals' own."""
+
+    core: np.ndarray
+    local: list[Local]  # one per batch
     sd: np.ndarray  # one per group, in the order of GROUPS
-    spread: list[np.ndarray]  # posterior variance of each linear predictor [question, student, named]
-    border_cov: np.ndarray
-    local_var: list[np.ndarray]
+    core_cov: np.ndarray
     drift: np.ndarray = field(default_factory=lambda: np.zeros(len(GROUPS)))  # last change of log sd
     rounds: int = 0
     settled: bool = False
+
+    @property
+    def effect(self) -> float:
+        """Log odds ratio."""
+        return float(self.core[1])
+
+    @property
+    def error(self) -> float:
+        """The model's own standard error of the effect: too small, and not reported."""
+        return math.sqrt(self.core_cov[1, 1])
 
 
 def start_state(design: Design) -> State:
     """All animals alike, at the share that they have together."""
     total = sum(float(block.said.sum()) for block in design.blocks)
     cells = sum(float(block.answers.sum()) * len(block.names) for block in design.blocks)
-    border = np.zeros(design.border)
-    border[0] = math.log(total / cells)
-    local = [np.zeros((len(b.names), 1 + len(b.names) + len(b.said))) for b in design.blocks]
-    spread = [np.zeros(block.said.shape) for block in design.blocks]
-    return State(border, local, np.array([STUDENT_SD, 0.7, 0.7, 0.7, 0.7]), spread, np.eye(design.border), [])
+    core = np.zeros(FIXED + len(design.animals))
+    core[0] = math.log(total / cells)
+    local = [
+        Local(
+            np.zeros((n, k)), np.zeros((n, k)), np.zeros((n, k, k)), np.zeros((n, k, questions)),
+            np.zeros((n, k, questions, k)),
+        )
+        for n, k, questions in (batch.shape for batch in design.batches)
+    ]  # fmt: skip
+    return State(core, local, np.array([STUDENT_SD, 0.7, 0.7, 0.7, 0.7]), np.eye(len(core)))
 
 
-def predict(design: Design, state: State, marks: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The linear predictor of every block, log answers included, [question, student, named]."""
-    found = []
-    for block, offset, mark, local in zip(design.blocks, design.offsets, marks, state.local, strict=True):
-        k = len(block.names)
-        across = mark @ state.border + local[:, :1] + local[:, 1 : k + 1]  # [named, student]
-        found.append(across.T[None] + local[:, k + 1 :].T[:, None] + offset[:, :, None])
-    return found
+def sum_border(batch: Batch, core: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """What the effects that named animals share add to each [block, named, student]."""
+    at = np.arange(batch.shape[1])
+    across = np.repeat(core[0] + student[:, None], len(at), axis=1)
+    across[:, at, at] += core[1] + core[FIXED + batch.own]
+    return across
 
 
-def expect(design: Design, state: State, marks: Sequence[np.ndarray]) -> list[np.ndarray]:
+def predict(batch: Batch, core: np.ndarray, local: Local) -> np.ndarray:
+    """The linear predictor of a batch, log answers included."""
+    across = sum_border(batch, core, local.student) + local.column[:, :, None] + local.cell
+    return across[:, :, None] + local.question[..., None] + batch.offset
+
+
+def expect(design: Design, state: State) -> list[np.ndarray]:
     """The expected counts under the Gaussian approximation of the posterior: exp(mean + variance / 2)."""
-    found = zip(predict(design, state, marks), state.spread, strict=True)
-    return [np.exp(np.minimum(mean + spread / 2, 20.0)) for mean, spread in found]
+    return [
+        np.exp(np.minimum(predict(batch, state.core, local) + local.spread / 2, 20.0))
+        for batch, local in zip(design.batches, state.local, strict=True)
+    ]
 
 
-def local_information(weight: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    """Penalised information of each named animal's own coefficients: its column, students, questions."""
-    questions, k, _ = weight.shape
-    size = 1 + k + questions
-    by_student, by_question = weight.sum(0).T, weight.sum(1).T  # [named, student], [named, question]
-    info = np.zeros((k, size, size))
-    info[:, 0, 0] = by_student.sum(1)
-    info[:, 0, 1 : k + 1] = info[:, 1 : k + 1, 0] = by_student
-    info[:, 0, k + 1 :] = info[:, k + 1 :, 0] = by_question
-    student, question = np.arange(1, k + 1), np.arange(k + 1, size)
-    info[:, student, student] = by_student
-    info[:, question, question] = by_question
-    info[:, 1 : k + 1, k + 1 :] = weight.transpose(2, 1, 0)
-    info[:, k + 1 :, 1 : k + 1] = weight.transpose(2, 0, 1)
-    at = np.arange(size)
-    info[:, at, at] += np.repeat(sd[2:] ** -2.0, (1, k, questions))
-    return info
+@dataclass(frozen=True)
+class Reduced:
+    """A batch's Newton equations after its own coefficients were eliminated, innermost first.
+
+    Questions (diagonal), then students x named (k x k for each named animal), then columns, then students.
+    What is left speaks of the core alone. Each field is what finding the eliminated coefficients needs again.
+    """
+
+    share: np.ndarray  # [block, named, question, student]: weight over its question's information
+    question: np.ndarray  # the questions' information and slope [2, block, named, question]
+    cell: np.ndarray  # inverse information of cells [block, named, student, student]
+    keep: np.ndarray  # how much of a move elsewhere cells leave standing: cell precision x `cell`
+    slope: np.ndarray  # of cells [block, named, student]
+    column: np.ndarray  # information and slope of columns [2, block, named]
+    lean: np.ndarray  # how columns follow the shared effects, negative [block, named, student]
+    student: np.ndarray  # inverse information of students [block, student, student]
+    pull: np.ndarray  # how students follow the core, negative [block, student, core]
+    step: np.ndarray  # of students, the core standing still [block, student]
+    core: np.ndarray  # information left for the core
+    right: np.ndarray  # slope left for the core
 
 
-def gather(values: np.ndarray) -> np.ndarray:
-    """Sums of [question, student, named] for each named animal's own coefficients."""
-    across, along = values.sum(0).T, values.sum(1).T
-    return np.concatenate([across.sum(1, keepdims=True), across, along], axis=1)
+def reduce_batch(batch: Batch, local: Local, weight: np.ndarray, state: State, target: bool) -> Reduced:
+    """Eliminate a batch's own coefficients from its part of the information matrix and of the slope."""
+    precision = state.sd**-2.0
+    left = batch.said - weight
+    at = np.arange(batch.shape[1])
+    ones = np.ones(len(at))  # products with it are several times faster than sums along a short axis
+    info = weight @ ones + precision[4]
+    down = left @ ones - precision[4] * local.question
+    share = weight / info[..., None]
+    plain = weight.sum(2)  # information of the predictor, [block, named, student]
+    known = -weight.swapaxes(2, 3) @ share
+    known[..., at, at] += plain
+    slope = left.sum(2) - (down[:, :, None] @ share)[:, :, 0]
+    cell = np.linalg.inv(known + precision[3] * np.eye(len(at)))
+    keep = precision[3] * cell
+    cells = slope - precision[3] * local.cell
+    slope = slope - (known @ (cell @ cells[..., None]))[..., 0]
+    known = known @ keep
+    across = known.sum(3)
+    column = across.sum(2) + precision[2]
+    columns = slope.sum(2) - precision[2] * local.column
+    lean = across / column[..., None]
+    slope = slope - lean * columns[..., None]
+    known = known - lean[..., None] * across[..., None, :]
+    core, arm, right = border_parts(batch, known, slope, len(state.core), target)
+    student = np.linalg.inv(known.sum(1) + precision[0] * np.eye(len(at)))
+    students = slope.sum(1) - precision[0] * local.student
+    pull = student @ arm
+    core = core - np.einsum("nsb,nsc->bc", arm, pull)
+    right = right - np.einsum("nsb,ns->b", pull, students)
+    step = (student @ students[..., None])[..., 0]
+    return Reduced(
+        share, np.stack([info, down]), cell, keep, cells, np.stack([column, columns]), lean, student, pull,
+        step, core, right,
+    )  # fmt: skip
 
 
-def step(
-    design: Design, state: State, marks: Sequence[np.ndarray], target: bool, frozen: bool = False
-) -> float:
+def border_parts(
+    batch: Batch, known: np.ndarray, slope: np.ndarray, size: int, target: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Information among the core, between students and the core, and the core's slope.
+
+    `known` and `slope` are those of a shift of each [named, student]: the intercept shifts them all, the
+    effect and an animal's own effect only the student of the named animal.
+    """
+    n, k, _ = batch.shape
+    at, rows = np.arange(k), np.arange(n)[:, None]
+    own = known[:, at, :, at].swapaxes(0, 1) * target  # [block, named, student]: against the own student
+    every, twice = own.sum(2), own[:, at, at]
+    core, arm, right = np.zeros((size, size)), np.zeros((n, k, size)), np.zeros(size)
+    core[0, 0], core[1, 1] = known.sum(), twice.sum()
+    core[0, 1] = core[1, 0] = every.sum()
+    arm[:, :, 0], arm[:, :, 1] = known.sum((1, 2)), own.sum(1)
+    arm[rows, :, FIXED + batch.own] = own
+    right[0], right[1] = slope.sum(), target * slope[:, at, at].sum()
+    places = FIXED + batch.own
+    for values, column in ((every, 0), (twice, 1)):
+        np.add.at(core[:, column], places, values)
+    np.add.at(core, (places, places), twice)
+    np.add.at(right, places, target * slope[:, at, at])
+    core[:2, FIXED:] = core[FIXED:, :2].T
+    return core, arm, right
+
+
+def step(design: Design, state: State, target: bool, frozen: bool = False) -> float:
     """One Newton step of all coefficients and one update of all variances; how far they moved.
 
-    Columns meet only in the border, so the information matrix is an arrowhead: each named animal's block is
-    inverted by itself and the border's Schur complement after them.
+    The information matrix is an arrowhead of arrowheads, and only its shafts are ever inverted: see Reduced.
+    `target` False is the model without an effect.
     """
-    means = expect(design, state, marks)
-    penalty = np.full(design.border, PRIOR_SD**-2.0)
-    penalty[FIXED : FIXED + design.students] = state.sd[0] ** -2.0
-    penalty[FIXED + design.students :] = state.sd[1] ** -2.0
-    schur, right = np.diag(penalty), -penalty * state.border
-    held = []
-    for block, mark, weight, local in zip(design.blocks, marks, means, state.local, strict=True):
-        questions, k, _ = weight.shape
-        prior = np.repeat(state.sd[2:] ** -2.0, (1, k, questions))
-        slope = gather(block.said - weight) - prior * local
-        inverse = np.linalg.inv(local_information(weight, state.sd))
-        by_student = weight.sum(0).T
-        arm = np.concatenate(
-            [
-                np.einsum("as,asb->ab", by_student, mark)[:, None],
-                by_student[:, :, None] * mark,
-                np.einsum("qsa,asb->aqb", weight, mark, optimize=True),
-            ],
-            axis=1,
-        )
-        reach = inverse @ arm  # [named, own, border]
-        flat = mark.reshape(-1, design.border)
-        schur += flat.T @ (by_student.reshape(-1, 1) * flat)
-        schur -= arm.reshape(-1, design.border).T @ reach.reshape(-1, design.border)
-        right += flat.T @ (block.said - weight).sum(0).T.ravel()
-        right -= np.einsum("amb,am->b", reach, slope)
-        held.append((inverse, reach, slope, mark))
-    cov = np.linalg.inv(schur)
-    move = cov @ right
-    moves = [np.einsum("amn,an->am", inverse, slope) - reach @ move for inverse, reach, slope, _ in held]
-    furthest = max(np.abs(move).max(), *(np.abs(each).max() for each in moves))
+    means = expect(design, state)
+    reduced = [
+        reduce_batch(batch, local, weight, state, target)
+        for batch, local, weight in zip(design.batches, state.local, means, strict=True)
+    ]
+    penalty = np.full(len(state.core), state.sd[1] ** -2.0)
+    penalty[:FIXED] = PRIOR_SD**-2.0
+    state.core_cov = np.linalg.inv(np.diag(penalty) + sum(each.core for each in reduced))
+    move = state.core_cov @ (sum(each.right for each in reduced) - penalty * state.core)
+    moves = [find_moves(*pair, move) for pair in zip(design.batches, reduced, strict=True)]
+    furthest = max(float(np.abs(each).max()) for each in (move, *(part for own in moves for part in own)))
     scale = min(1.0, STRIDE / furthest) if furthest > 0 else 1.0
-    state.border = state.border + scale * move
-    state.local = [old + scale * new for old, new in zip(state.local, moves, strict=True)]
-    state.border_cov = cov
-    state.local_var = []
-    for at, (inverse, reach, _, mark) in enumerate(held):
-        spread, own = posterior_spread(inverse, reach, cov, mark, design.blocks[at].said.shape)
-        state.spread[at] = (state.spread[at] + spread) / 2  # undamped, it swings between two values
-        state.local_var.append(own)
+    state.core = state.core + scale * move
+    for batch, local, each, own in zip(design.batches, state.local, reduced, moves, strict=True):
+        local.student, local.column, local.cell, local.question = (
+            old + scale * new
+            for old, new in zip((local.student, local.column, local.cell, local.question), own, strict=True)
+        )
+        spread = posterior_spread(batch, local, each, state.core_cov, target)
+        local.spread = (local.spread + spread) / 2  # undamped, it swings between two values
     before = np.log(state.sd)
     if not frozen:
-        state.sd = update_sd(design, state, target)
+        state.sd = update_sd(state, target)
     return max(scale * furthest, float(np.abs(np.log(state.sd) - before).max()))
 
 
+def find_moves(
+    batch: Batch, reduced: Reduced, move: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The Newton steps of the eliminated coefficients, given the core's: students outward to questions."""
+    student = reduced.step - reduced.pull @ move
+    shift = sum_border(batch, move, student)
+    column = reduced.column[1] / reduced.column[0] - (reduced.lean * shift).sum(2)
+    shift = shift + column[:, :, None]
+    cell = (reduced.cell @ reduced.slope[..., None])[..., 0]
+    cell = cell - shift + (reduced.keep @ shift[..., None])[..., 0]
+    shift = shift + cell
+    question = reduced.question[1] / reduced.question[0] - (reduced.share @ shift[..., None])[..., 0]
+    return student, column, cell, question
+
+
 def posterior_spread(
-    inverse: np.ndarray, reach: np.ndarray, cov: np.ndarray, mark: np.ndarray, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior variance of every linear predictor of a block, and of its own coefficients."""
-    questions, k, _ = shape
-    own = inverse + np.einsum("amb,bc,anc->amn", reach, cov, reach, optimize=True)
-    crossed = -np.einsum("amb,bc,asc->ams", reach, cov, mark, optimize=True)
-    at = np.arange(k)
-    variance = own[:, np.arange(1 + k + questions), np.arange(1 + k + questions)]
-    student = own[:, 0, :1] + variance[:, 1 : k + 1] + 2 * own[:, 0, 1 : k + 1]  # [named, student]
-    student += np.einsum("asb,bc,asc->as", mark, cov, mark, optimize=True)
-    student += 2 * crossed[:, 0] + 2 * crossed[:, 1 + at, at]
-    question = variance[:, k + 1 :] + 2 * own[:, 0, k + 1 :]  # [named, question]
-    both = 2 * own[:, k + 1 :, 1 : k + 1] + 2 * crossed[:, k + 1 :]  # [named, question, student]
-    spread = student[:, None] + question[:, :, None] + both
-    return spread.transpose(1, 2, 0), variance
+    batch: Batch, local: Local, reduced: Reduced, core_cov: np.ndarray, target: bool
+) -> np.ndarray:
+    """Posterior variance of every linear predictor of a batch; that of its coefficients goes into `local`.
+
+    From the core outward: the covariance, over the students of a block, of what named animals share, then
+    with each one's column, then with its cells, and last with its questions.
+    """
+    shared = border_spread(batch, reduced, core_cov, target)
+    follow = np.eye(batch.shape[1]) - reduced.lean[..., None, :]  # what columns leave standing
+    free = 1 / reduced.column[0]
+    column = free + np.einsum("nas,nast,nat->na", reduced.lean, shared, reduced.lean, optimize=True)
+    shared = follow @ shared @ follow.swapaxes(2, 3) + free[..., None, None]
+    given = np.eye(batch.shape[1]) - reduced.keep  # how cells follow the rest, negative
+    cell = np.einsum("nass->nas", reduced.cell) + ((given @ shared) * given).sum(3)
+    shared = reduced.keep @ shared @ reduced.keep.swapaxes(2, 3) + reduced.cell
+    reach = reduced.share @ shared
+    question = 1 / reduced.question[0] + np.einsum("naqs,naqs->naq", reach, reduced.share)
+    local.variance = (float(column.sum()), float(cell.sum()), float(question.sum()))
+    reach *= -2
+    reach += np.einsum("nass->nas", shared)[:, :, None]
+    reach += question[..., None]
+    return reach
 
 
-def update_sd(design: Design, state: State, target: bool) -> np.ndarray:
+def border_spread(batch: Batch, reduced: Reduced, core_cov: np.ndarray, target: bool) -> np.ndarray:
+    """Covariance over students of the shared effects: [block, named, student, student]."""
+    k = batch.shape[1]
+    at, places = np.arange(k), FIXED + batch.own
+    crossed = -reduced.pull @ core_cov  # of students with the core
+    student = reduced.student - crossed @ reduced.pull.swapaxes(1, 2)
+    plain = crossed[:, :, 0]
+    base = student + plain[:, :, None] + plain[:, None] + core_cov[0, 0]  # intercept and student
+    own = core_cov[0, 1] + core_cov[0, places][:, :, None]  # with the effects of the named animal
+    own = own + crossed[:, :, 1][:, None] + np.take_along_axis(crossed, places[:, None], 2).swapaxes(1, 2)
+    twice = core_cov[1, 1] + 2 * core_cov[1, places] + core_cov[places, places]
+    shared = np.repeat(base[:, None], k, axis=1)
+    if target:
+        shared[:, at, at] += own
+        shared[:, at, :, at] += own.swapaxes(0, 1)
+        shared[:, at, at, at] += twice
+    return shared
+
+
+def update_sd(state: State, target: bool) -> np.ndarray:
     """Standard deviations of the groups from their coefficients: sum of squares over effective number.
 
     MacKay's fixed point of restricted maximum likelihood; a group that the data do not need falls to the
     smallest value allowed, never to 0.
     """
-    spread = np.diag(state.border_cov)
-    students, animals = slice(FIXED, FIXED + design.students), slice(FIXED + design.students, None)
-    parts = [
-        [(state.border[students], spread[students])],
-        [(state.border[animals], spread[animals])],
-        *([], [], []),
-    ]
-    for block, local, variance in zip(design.blocks, state.local, state.local_var, strict=True):
-        k = len(block.names)
-        for group, own in zip((2, 3, 4), (slice(0, 1), slice(1, k + 1), slice(k + 1, None)), strict=True):
-            parts[group].append((local[:, own].ravel(), variance[:, own].ravel()))
     found = state.sd.copy()
-    for group, each in enumerate(parts):
-        if group == 0 or (group == 1 and not target):
-            continue
-        values, variance = (np.concatenate(list(column)) for column in zip(*each, strict=True))
-        effective = max(len(values) - float(variance.sum()) / state.sd[group] ** 2, 1e-6)
-        found[group] = max(math.sqrt(float((values**2).sum()) / effective), SMALLEST_SD)
+    for group in range(1 if target else 2, len(GROUPS)):
+        squares, variance, count = sum_group(state, group)
+        effective = max(count - variance / state.sd[group] ** 2, 1e-6)
+        found[group] = max(math.sqrt(squares / effective), SMALLEST_SD)
     drift = np.log(found / state.sd)
     # A small spread that creeps towards 0 creeps ever on: where it moves as it did before, it takes a stride.
     creeping = (drift < 0) & (drift > -0.05) & (drift < 0.8 * state.drift) & (state.sd < 0.25)
@@ -273,12 +381,21 @@ def update_sd(design: Design, state: State, target: bool) -> np.ndarray:
     return np.maximum(state.sd * np.exp(stride), SMALLEST_SD)
 
 
+def sum_group(state: State, group: int) -> tuple[float, float, int]:
+    """Sum of squares, summed posterior variance and number of a group's coefficients."""
+    if group == 1:
+        own = state.core[FIXED:]
+        return float((own**2).sum()), float(np.diag(state.core_cov)[FIXED:].sum()), len(own)
+    parts = [((each.column, each.cell, each.question)[group - 2], each.variance) for each in state.local]
+    squares = sum(float((values**2).sum()) for values, _ in parts)
+    return squares, sum(own[group - 2] for _, own in parts), sum(values.size for values, _ in parts)
+
+
 def fit(design: Design, target: bool = True, start: State | None = None, frozen: bool = False) -> State:
     """Fit by rounds of one step each; `frozen` keeps the standard deviations as `start` has them."""
     state = start or start_state(design)
-    marks = [mark_border(design, at, target) for at in range(len(design.blocks))]
     for state.rounds in range(1, ROUNDS + 1):
-        if step(design, state, marks, target, frozen) < SETTLED:
+        if step(design, state, target, frozen) < SETTLED:
             state.settled = True
             break
     return state
@@ -341,7 +458,7 @@ def fit_mixed(
         return nothing("no student ever named any of the animals")
     p = permute_score(design, permutations, rng)
     state = fit(design)
-    effect = float(state.border[1])
+    effect = state.effect
     low, high, informed = animal_interval(design, state)
     notes = []
     if math.isnan(p):
@@ -367,16 +484,21 @@ def permute_score(design: Design, permutations: int, rng: np.random.Generator | 
     fewer than five are left.
     """
     state = fit(design, target=False)
-    marks = [mark_border(design, at, False) for at in range(len(design.blocks))]
     common = [name for name in design.animals if all(name in block.names for block in design.blocks)]
     if len(common) < MIN_ANIMALS:
         return math.nan
     sheets = []
-    for block, mean in zip(design.blocks, expect(design, state, marks), strict=True):
+    for block, left in zip(design.blocks, residuals(design, state), strict=True):
         at = [block.names.index(name) for name in common]
         names = tuple(str(name) for name in common)
-        sheets.append(Sheet((block.said - mean).sum(0)[np.ix_(at, at)][None], names, names))
+        sheets.append(Sheet(left.T[np.ix_(at, at)][None], names, names))
     return permute_sheets(sheets, permutations, rng).p
+
+
+def residuals(design: Design, state: State) -> list[np.ndarray]:
+    """Of every block, answers beyond what the model expects [named, student], all questions together."""
+    pairs = zip(design.batches, expect(design, state), strict=True)
+    return [left for batch, mean in pairs for left in (batch.said - mean).sum(2)]
 
 
 def animal_interval(design: Design, state: State, level: float = 0.95) -> tuple[float, float, int]:
@@ -387,15 +509,14 @@ def animal_interval(design: Design, state: State, level: float = 0.95) -> tuple[
     effect, w the animals' information, and the quantile a t of k - 1. Animals that are not expected to be
     named even INFORMED times tell nothing and are not counted.
     """
-    marks = [mark_border(design, at, True) for at in range(len(design.blocks))]
     for _ in range(3):  # the covariance is to be that of the final standard deviations
-        step(design, state, marks, target=True, frozen=True)
+        step(design, state, target=True, frozen=True)
     score = np.zeros(len(design.animals))
-    for block, mean in zip(design.blocks, expect(design, state, marks), strict=True):
-        places = [design.animals.index(name) for name in block.names]
-        score[places] += np.diag((block.said - mean).sum(0))
-    cov, at, square = state.border_cov, FIXED + design.students, state.sd[1] ** 2
-    left = np.diag(cov)[at:] - cov[1, at:] ** 2 / cov[1, 1]  # variance of an animal's own, the effect given
+    for block, left in zip(design.blocks, residuals(design, state), strict=True):
+        score[[design.animals.index(name) for name in block.names]] += np.diag(left)
+    cov, square = state.core_cov, state.sd[1] ** 2
+    own, both = np.diag(cov)[FIXED:], cov[1, FIXED:]
+    left = own - both**2 / cov[1, 1]  # variance of an animal's own, the effect given
     weight = np.maximum((square - left) / square**2, 0.0)
     informed = weight > INFORMED * (1 - square * weight)
     count = int(informed.sum())
@@ -404,7 +525,7 @@ def animal_interval(design: Design, state: State, level: float = 0.95) -> tuple[
     score, weight = score[informed], weight[informed]
     error = math.sqrt(float((score**2 / weight).sum()) / ((count - 1) * float(weight.sum())))
     reach = float(student_t.ppf((1 + level) / 2, count - 1)) * error
-    return float(state.border[1] - reach), float(state.border[1] + reach), count
+    return state.effect - reach, state.effect + reach, count
 
 
 def verdict(lambda_p: float, mixed: Mixed, alpha: float = ALPHA) -> str:
@@ -455,7 +576,7 @@ def refit_mean_field(blocks: Sequence[Answers], rounds: int = 200) -> tuple[floa
     counts, fixed, random, groups, offset = tabulate(design)
     model = PoissonWithOffset(counts, fixed, random, groups, vcp_p=1, fe_p=PRIOR_SD)
     model.offset = offset
-    mean = np.concatenate([state.border[:FIXED], np.log(state.sd), state.border[FIXED:], *own_order(state)])
+    mean = np.concatenate([state.core[:FIXED], np.log(state.sd), *random_order(state)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # whether it converged is returned
         found = model.fit_vb(
@@ -464,10 +585,14 @@ def refit_mean_field(blocks: Sequence[Answers], rounds: int = 200) -> tuple[floa
     return float(found.fe_mean[1]), float(found.fe_sd[1]), bool(found.optim_retvals.success)
 
 
-def own_order(state: State) -> list[np.ndarray]:
-    """The local coefficients in the order of `tabulate`: all columns, all student x named, all questions."""
-    parts = [(local[:, 0], local[:, 1 : len(local) + 1], local[:, len(local) + 1 :]) for local in state.local]
-    return [each.T.ravel() for column in zip(*parts, strict=True) for each in column]
+def random_order(state: State) -> list[np.ndarray]:
+    """The random coefficients in the order of `tabulate`: group by group, block by block."""
+    local = state.local
+    students, columns = ([getattr(each, name).ravel() for each in local] for name in ("student", "column"))
+    cells, questions = (
+        [getattr(each, name).swapaxes(1, 2).ravel() for each in local] for name in ("cell", "question")
+    )
+    return [*students, state.core[FIXED:], *columns, *cells, *questions]
 
 
 def tabulate(design: Design) -> tuple[np.ndarray, np.ndarray, sparse.csr_array, np.ndarray, np.ndarray]:
@@ -475,7 +600,8 @@ def tabulate(design: Design) -> tuple[np.ndarray, np.ndarray, sparse.csr_array, 
     counts, target, offset, entries = [], [], [], []
     width = np.array([0, 0, 0, 0, 0])
     row = 0
-    for block, log_answers in zip(design.blocks, design.offsets, strict=True):
+    logs = [each for batch in design.batches for each in batch.offset[:, 0]]
+    for block, log_answers in zip(design.blocks, logs, strict=True):
         questions, k, _ = block.said.shape
         asked, student, named = (each.ravel() for each in np.indices(block.said.shape))
         own = student == named
@@ -498,9 +624,9 @@ def tabulate(design: Design) -> tuple[np.ndarray, np.ndarray, sparse.csr_array, 
     random = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(row, int(width.sum())))
     fixed = np.column_stack([np.ones(row), np.concatenate(target).astype(float)])
     groups = np.repeat(np.arange(len(GROUPS)), width)
-    logs = np.concatenate(offset)
-    there = np.isfinite(logs)  # nobody answered: no row
-    return np.concatenate(counts)[there].astype(float), fixed[there], random[there], groups, logs[there]
+    known = np.concatenate(offset)
+    there = np.isfinite(known)  # nobody answered: no row
+    return np.concatenate(counts)[there].astype(float), fixed[there], random[there], groups, known[there]
 
 
 # --- simulation -------------------------------------------------------------------------------
@@ -554,7 +680,7 @@ def simulate_mixed(
         design = lay_out(made)
         p = permute_score(design, permutations, rng) if permutations else math.nan
         state = fit(design)
-        effect, error = float(state.border[1]), math.sqrt(state.border_cov[1, 1])
+        effect, error = state.effect, state.error
         low, high, _ = animal_interval(design, state)
         covered = math.nan if math.isnan(low) else low <= log_odds <= high
         wald = abs(effect - log_odds) <= norm.ppf(0.975) * error
