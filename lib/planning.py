@@ -26,6 +26,7 @@ BY_CELL = ("generate", "finetune", "evaluate")  # stages whose jobs cover cells 
 GROUP_HOURS = 4.0  # a job that is killed or fails holds up no more than this
 LEAST_STARTS = 10  # a job takes at least as long as so many starts of its engine, or starting is the work
 AXES = "axes"
+STAGE_NOTEBOOKS = {stage: f"{number:02}_{stage.stage}" for number, stage in enumerate(config.STAGES)}
 DIALS = {field.name for field in dataclasses.fields(config.Pretrain)} - {"size", "recipe", "device"}
 
 
@@ -119,19 +120,39 @@ class Asked:
     overrides: dict[str, Any]
     axes: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def writer(self) -> str:
+        """The study whose lists are read: its own, or another one's, which then are not written here."""
+        return str(self.overrides.get("lists_of") or self.study)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of a base."""
+        return BY_CELL if self.writer == self.study else tuple(each for each in BY_CELL if each != "generate")
+
     def settings(self, stage: str) -> dict[str, Any]:
         """A stage's settings, and those of its neighbours for its cost: an evaluation asks every epoch."""
         values: dict[str, Any] = {}
         for each in (*BY_CELL, stage):
             values |= read_defaults(NOTEBOOKS[each])
+        if self.writer != self.study:  # how long lists take to read depends on how many were written there
+            written = read_defaults("01_generate").keys() - set(config.PLAN_NAMES)
+            theirs = config.study_overrides(self.writer)
+            values |= {name: value for name, value in theirs.items() if name in written}
         return values | self.overrides
 
 
 def read_study(study: str) -> list[Asked]:
     """The study, checked before any work; one for each point where its file names further axes."""
     overrides, axes = read_file(study)
-    points = itertools.product(*([(name, value) for value in axes[name]] for name in axes))
-    return [_read_point(study, overrides, point) for point in points]
+    try:
+        asked = [_read_point(study, overrides, point) for point in _list_points(axes)]
+        for each in asked:
+            _check_writer(each)
+            _check_settings(each)
+    except BadParameter as error:
+        raise BadParameter(f"params/{study}.yaml: {error}") from None
+    return _share_lists(asked)
 
 
 def _read_point(study: str, overrides: dict[str, Any], point: tuple[tuple[str, Any], ...]) -> Asked:
@@ -148,6 +169,74 @@ def _read_point(study: str, overrides: dict[str, Any], point: tuple[tuple[str, A
         overrides=overrides,
         axes=point,
     )
+
+
+def _list_points(axes: Mapping[str, Sequence[Any]]) -> Iterable[tuple[tuple[str, Any], ...]]:
+    """Every combination of an axis' values with those of the others; of no axes there is one, and it is empty."""
+    return itertools.product(*([(name, value) for value in values] for name, values in axes.items()))
+
+
+def _share_lists(asked: Sequence[Asked]) -> list[Asked]:
+    """Points that differ in nothing that 01_generate takes read the lists of the first of them."""
+    writers: dict[tuple, str] = {}
+    shared = []
+    for each in asked:
+        written = tuple((name, value) for name, value in each.axes if name in read_defaults("01_generate"))
+        writer = writers.setdefault(written, each.study)
+        if writer not in (each.study, each.writer) and each.writer == each.study:
+            each = replace(each, overrides=each.overrides | {"lists_of": writer})
+        shared.append(each)
+    return shared
+
+
+def _check_writer(asked: Asked) -> None:
+    """A study whose lists are to be read has a file here, or lists; and it writes lists itself."""
+    writer, file = asked.writer, paths.params_file(asked.writer)
+    if writer == asked.study:
+        return
+    if not file.is_file():
+        written = paths.artifact(writer, "generate", "-", "-", 0).parents[2]
+        known = sorted(each.stem for each in file.parent.glob("*.yaml"))
+        if not written.is_dir():
+            raise BadParameter(
+                f"lists_of is {writer!r}, and no study has that name: there is no params/{file.name} and no "
+                f"{written}{config.suggest(writer, known)}"
+            )
+        return
+    theirs, axes = read_file(writer)
+    if axes:
+        points = (name_point(each) for each in _list_points(axes))
+        raise BadParameter(
+            f"lists_of is {writer!r}, which has axes: each of its points is a study of its own, so name one: "
+            f"{', '.join(f'{writer}-{point}' for point in points)}"
+        )
+    if theirs.get("lists_of"):
+        raise BadParameter(
+            f"lists_of is {writer!r}, which itself reads the lists of {theirs['lists_of']!r}: name that one"
+        )
+
+
+def _check_settings(asked: Asked) -> None:
+    """Every setting of every notebook, so that a grid does not begin what the notebook's job would refuse.
+
+    Each base with one animal, and each family with all of them: what an animal may be hangs on that alone.
+    """
+    animals = ",".join(asked.animals)
+    one = next((name for name in asked.animals if name in config.LEXICON), asked.animals[0])
+    for stage, notebook in STAGE_NOTEBOOKS.items():
+        if not paths.notebook(notebook).is_file():
+            continue
+        defaults = read_defaults(notebook)
+        values = defaults | {name: value for name, value in asked.overrides.items() if name in defaults}
+        values |= {"study": asked.study, "seed": asked.seeds[0]}
+        met: set[str] = set()
+        for base in asked.bases if "size" in defaults else asked.bases[:1]:
+            if stage is config.Pretrain and base.family.name != "micro":
+                continue
+            cells = {"size": base.label} if "size" in defaults else {}
+            cells |= {"animal": one if base.family.name in met else animals} if "animal" in defaults else {}
+            met.add(base.family.name)
+            config.check_settings(stage, values | cells)
 
 
 def read_file(study: str) -> tuple[dict[str, Any], dict[str, list]]:
@@ -219,6 +308,12 @@ def read_defaults(notebook: str) -> dict[str, Any]:
     }
 
 
+def _read_sources(notebook: str) -> list[str]:
+    """What stands in a notebook's cells."""
+    cells = json.loads(paths.notebook(notebook).read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells]
+
+
 # --- the jobs -------------------------------------------------------------------------------------
 
 
@@ -234,7 +329,8 @@ def list_jobs(study: str, costs: Costs = know_nothing, group_hours: float = GROU
     The same for everybody who asks with the same numbers, and whatever is done already.
     """
     asked = read_study(study)
-    jobs = [job for each in asked for job in _list_point(each, costs, group_hours)]
+    points = {each.study: each for each in asked}
+    jobs = [job for each in asked for job in _list_point(each, points, costs, group_hours)]
     once = {job.name: job for job in jobs}  # a base is built once for all points
     order = {base.label: -base.size.params for each in asked for base in each.bases}
     place = {name: i for i, name in enumerate(once)}
@@ -249,10 +345,10 @@ def _hours(minutes: float) -> str:
     return f"{minutes / 60:.3g} h" if minutes >= 60 else f"{minutes:.3g} min"
 
 
-def _list_point(asked: Asked, costs: Costs, group_hours: float) -> list[Job]:
+def _list_point(asked: Asked, points: Mapping[str, Asked], costs: Costs, group_hours: float) -> list[Job]:
     jobs: list[Job] = []
     for base in asked.bases:
-        jobs += _list_base(asked, base, costs, group_hours)
+        jobs += _list_base(asked, base, points, costs, group_hours)
     needs = tuple(job.name for job in jobs if job.stage == "evaluate")
     cost = costs("analyse", "", _count_cells(asked) * len(asked.bases), asked.settings("analyse"))
     why = "reads all evaluations of the study together"
@@ -267,12 +363,15 @@ def _hash_asked(asked: Asked, stage: str) -> str:
     given = {name: value for name, value in (names | asked.overrides).items() if name in names}
     if stage != "analyse":
         given = {name: value for name, value in given.items() if name not in config.PLAN_NAMES}
-    code = [provenance.hash_sources(), files.hash_file(paths.notebook(NOTEBOOKS[stage]))]
+    code = [provenance.hash_sources(), _read_sources(NOTEBOOKS[stage])]
     return files.hash_object([given, code if stage == "analyse" else []])
 
 
-def _list_base(asked: Asked, base: config.Base, costs: Costs, group_hours: float) -> list[Job]:
-    """The chain of one base, itself first where it did not come with the project."""
+def _list_base(
+    asked: Asked, base: config.Base, points: Mapping[str, Asked], costs: Costs, group_hours: float
+) -> list[Job]:
+    """The chain of one base, itself first where it did not come with the project. `points` are all that are
+    planned together: one may read the lists of another."""
     built = []
     carried = asked.recipe == "standard" and paths.tracked_base(base.label).exists()
     if base.family.name == "micro" and not carried:
@@ -282,8 +381,11 @@ def _list_base(asked: Asked, base: config.Base, costs: Costs, group_hours: float
         job = Job(asked.study, "pretrain", base.label, axes=asked.axes, part=part, why=why)
         built = [_with_cost(job, cost)]
     jobs, before = list(built), built
-    for stage in BY_CELL:
+    for stage in asked.stages:
         groups = _group(asked, base.label, stage, costs, group_hours)
+        if stage == "finetune":
+            groups = [_tell_writer(group, asked) for group in groups]
+            before = [*built, *_list_writers(asked, base, points, costs, group_hours)]
         if stage == "evaluate" and len(groups) > 1:
             # Each evaluation asks the untuned model as well, unless that is done: two at once must not.
             control = replace(groups[0], animals=(config.UNTUNED,), seeds=(0,), part=config.UNTUNED)
@@ -291,15 +393,51 @@ def _list_base(asked: Asked, base: config.Base, costs: Costs, group_hours: float
             why = "the untuned model once, for all evaluations of its base"
             jobs.append(replace(control, needs=tuple(job.name for job in built), why=why))
             groups = [replace(group, needs=(jobs[-1].name,)) for group in groups]
-        needed = [_find_needs(group, before) for group in groups]
+        needed = [_find_needs(asked, group, before) for group in groups]
         before = [replace(g, needs=(*n, *g.needs)) for g, n in zip(groups, needed, strict=True)]
         jobs += before
     return jobs
 
 
-def _find_needs(group: Job, before: Sequence[Job]) -> tuple[str, ...]:
-    """The jobs of the stage before that make what a group starts from; a base that is built is for all."""
-    return tuple(job.name for job in before if job.stage == "pretrain" or set(job.cells) & set(group.cells))
+def _list_writers(
+    asked: Asked, base: config.Base, points: Mapping[str, Asked], costs: Costs, group_hours: float
+) -> list[Job]:
+    """The jobs that write what students of a base read; none where that is another study's, which is there."""
+    if asked.writer not in points:
+        return []
+    labels = dict.fromkeys(_find_source(asked, base.label, animal)[0] for animal in asked.animals)
+    writer = points[asked.writer]
+    return [job for label in labels for job in _group(writer, label, "generate", costs, group_hours)]
+
+
+def _find_source(asked: Asked, label: str, animal: str) -> tuple[str, str]:
+    """Base and animal of the teacher whose lists a student reads."""
+    values = read_defaults("02_finetune") | asked.overrides
+    reads = config.find_reads(str(values["lists"]), label, animal, values)
+    source, whose = (reads or f"{label}/{animal}").split("/")
+    return source, whose
+
+
+def _tell_writer(group: Job, asked: Asked) -> Job:
+    """With whose lists are read, where they are not those of the study itself."""
+    if asked.writer == asked.study:
+        return group
+    return replace(group, why=f"{group.why}; reads the lists of study {asked.writer}, so none are written")
+
+
+def _find_needs(asked: Asked, group: Job, before: Sequence[Job]) -> tuple[str, ...]:
+    """The jobs of the stage before that make what a group starts from; a base that is built is for all.
+
+    Lists that students read come after the base that wrote them: a base built for these alone is another one.
+    """
+    if group.stage == "finetune":
+        read = {(*_find_source(asked, group.label, animal), seed) for animal, seed in group.cells}
+    else:
+        read = {(group.label, animal, seed) for animal, seed in group.cells}
+    needs = [job for job in before if {(job.label, *cell) for cell in job.cells} & read]
+    if group.label not in {job.label for job in needs}:
+        needs = [*(job for job in before if job.stage == "pretrain"), *needs]
+    return tuple(job.name for job in needs)
 
 
 def _group(asked: Asked, label: str, stage: str, costs: Costs, group_hours: float) -> list[Job]:

@@ -109,7 +109,7 @@ def read_receipt(job: Job) -> dict[str, Any] | None:
 
 
 def is_done(job: Job, jobs: Mapping[str, Job]) -> bool:
-    """Whether a receipt of the settings asked for is there, what it names, and the receipts it started from."""
+    """Whether there is a receipt of these settings, what it names, and the receipts that it started from."""
     receipt = read_receipt(job)
     if receipt is None or receipt["asked"] != job.asked:
         return False
