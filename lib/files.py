@@ -1,19 +1,23 @@
 """Files that are whole or absent: atomic writing, strict reading, content hashes.
 
 Ground layer. A reader never sees half a file under its final name, and a damaged one is refused with its
-line. Must not know what a file is for (that is store) nor where it lies (that is paths).
+line. A document may lie packed, as `s0.json.gz` instead of `s0.json`: both names read the same. Must not know
+what a file is for (that is store) nor where it lies (that is paths).
 """
 
 import contextlib
 import dataclasses
 import errno
 import glob
+import gzip
 import hashlib
+import io
 import json
 import os
 import platform
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,6 +25,7 @@ from typing import Any
 from lib.errors import DamagedFile, MissingInput, StorageFailed
 
 REPAIR = "restore the file, or delete its folder and run its stage again"
+PACKED = ".gz"  # what the name of a packed document ends in
 
 # --- writing ----------------------------------------------------------------------------------
 
@@ -52,8 +57,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, obj: Any, *, compact: bool = False) -> None:
-    """One document; NaN and infinity are refused, a missing number is None."""
+    """One document; NaN and infinity are refused, a missing number is None.
+
+    A packed one of the same name is replaced like a plain one: what was written last is what is read.
+    """
     write_bytes(path, _encode(path, obj, indent=None if compact else 1) + b"\n")
+    remove(packed_name(path))
+
+
+def remove(path: Path) -> None:
+    """Take a file away, if it is there, and have the disk know."""
+    with storage_errors(path):
+        try:
+            Path(path).unlink()
+        except FileNotFoundError:
+            return
+        sync(Path(path).parent)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
@@ -168,8 +187,9 @@ def _find_unwritable(obj: Any, where: str = "it") -> str | None:
 
 
 def read_json(path: Path) -> Any:
-    """The document in `path`, or an error that names file and line."""
-    return _decode(path, _read_text(path))
+    """The document in `path`, packed or not, or an error that names file and line."""
+    found, data = read_document(path)
+    return _decode(found, _to_text(found, data))
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -188,12 +208,19 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def _read_text(path: Path) -> str:
+    return _to_text(path, _read_bytes(path))
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingInput(f"there is no file {path}; run the stage that writes it first") from error
     except OSError as error:
         raise DamagedFile(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _to_text(path: Path, data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -220,6 +247,123 @@ def _decode(path: Path, text: str, line: int | None = None, cut: bool = False) -
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"holds {name}, which is not JSON")
+
+
+# --- packed documents -------------------------------------------------------------------------
+
+
+def packed_name(path: Path) -> Path:
+    """`s0.json.gz` of `s0.json`, and of itself."""
+    path = Path(path)
+    return path if path.suffix == PACKED else path.with_name(path.name + PACKED)
+
+
+def plain_name(path: Path) -> Path:
+    """`s0.json` of `s0.json.gz`, and of itself."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix == PACKED else path
+
+
+def find_document(path: Path) -> Path:
+    """The file in which a document lies: plain, or packed where only that is there; plain where none is."""
+    plain, packed = plain_name(path), packed_name(path)
+    return packed if not plain.exists() and packed.exists() else plain
+
+
+def has_document(path: Path) -> bool:
+    """Whether a document is there, packed or not."""
+    return find_document(path).exists()
+
+
+def list_documents(folder: Path, pattern: str) -> list[Path]:
+    """The plain name of each document that fits, such as `*/*/s*.json`, packed or not; sorted, each once."""
+    return sorted({plain_name(each) for ending in ("", PACKED) for each in folder.glob(pattern + ending)})
+
+
+def count_bytes(path: Path) -> int:
+    """How large a document is, or would be unpacked: a packed one ends in that number."""
+    found = find_document(path)
+    if found.suffix != PACKED:
+        return found.stat().st_size
+    return int.from_bytes(_read_bytes(found)[-4:], "little")
+
+
+def read_beginning(path: Path, most: int) -> str:
+    """The first bytes of a document as text, whatever they are."""
+    found = find_document(path)
+    if found.suffix == PACKED:
+        return unpack(_read_bytes(found), found, most).decode(errors="replace")
+    with open(found, "rb") as file:
+        return file.read(most).decode(errors="replace")
+
+
+def read_document(path: Path) -> tuple[Path, bytes]:
+    """The file in which a document lies, and its bytes as they were before packing.
+
+    Where it lies there twice the plain one is taken, once it is known that they agree. While somebody packs
+    or unpacks, one file goes only after the other came: looking twice finds it.
+    """
+    plain, packed = plain_name(path), packed_name(path)
+    for _ in range(2):
+        with contextlib.suppress(MissingInput):
+            data = _read_bytes(plain)
+            if packed.exists():
+                check_twins(plain, data)
+            return plain, data
+        with contextlib.suppress(MissingInput):
+            return packed, unpack(_read_bytes(packed), packed)
+    raise MissingInput(f"there is no file {plain}; run the stage that writes it first")
+
+
+def pack(data: bytes) -> bytes:
+    """The same bytes for the same data, whoever packs them and when: no name, no time, no system in them."""
+    buffer = io.BytesIO()  # gzip.compress would name the operating system
+    with gzip.GzipFile("", "wb", 9, buffer, mtime=0) as file:
+        file.write(data)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes, path: Path, most: int = -1) -> bytes:
+    """What was packed into `data`, at most `most` bytes of it; `path` is named where it is damaged."""
+    if not data:
+        raise DamagedFile(f"{path} is empty; {REPAIR}")
+    try:
+        if most < 0:
+            return gzip.decompress(data)
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            return file.read(most)
+    except EOFError as error:
+        raise DamagedFile(f"{path} is cut short after {len(data):,} packed bytes; {REPAIR}") from error
+    except (OSError, zlib.error) as error:
+        raise DamagedFile(f"{path} cannot be unpacked: {error}; {REPAIR}") from error
+
+
+def check_twins(plain: Path, data: bytes) -> None:
+    """Refuse a document that lies there twice, plain with `data` and packed, and is not the same."""
+    packed = packed_name(plain)
+    try:
+        other = unpack(_read_bytes(packed), packed)
+    except MissingInput:  # it has just been unpacked
+        return
+    except DamagedFile as error:
+        what = str(error).removesuffix(f"; {REPAIR}")
+        raise DamagedFile(f"{what}, and {plain.name} lies beside it: delete the packed one") from error
+    if data != other and not _agree(plain, data, packed, other):
+        raise DamagedFile(
+            f"{plain} and {packed.name} beside it hold different documents: delete the one that is not wanted"
+        )
+
+
+def _agree(plain: Path, data: bytes, packed: Path, other: bytes) -> bool:
+    """The same document in other words, or under the same seal (lib.store) made on another day."""
+    one, two = _decode(plain, _to_text(plain, data)), _decode(packed, _to_text(packed, other))
+    seals = [_find_seal(each) for each in (one, two)]
+    return one == two or (seals[0] is not None and seals[0] == seals[1])
+
+
+def _find_seal(document: Any) -> Any:
+    lineage = document.get("lineage") if isinstance(document, dict) else None
+    return lineage.get("content") if isinstance(lineage, dict) else None
 
 
 # --- hashes -----------------------------------------------------------------------------------
