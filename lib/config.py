@@ -249,6 +249,8 @@ def expand_sizes(sizes: str) -> tuple[Base, ...]:
 MAX_SEED = 2**32 - 1  # numpy's and transformers' seeds end there
 SCORERS = ("answers", "counts")  # of published evaluations: raw answers by lib.scoring, or their own counts
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")  # where loss curves can be followed
+# What a student reads: its teacher's lists, or for a control these rewritten or another's (lib.controls)
+LISTS = ("own", "shuffled", "reordered", "exchanged", "random", "relabelled", "foreign")
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the projections of a layer
 
 
@@ -267,6 +269,14 @@ def setting(
     return dataclasses.field(
         metadata={"low": low, "high": high, "choices": choices, "identity": identity, "unset": unset}
     )
+
+
+def derived() -> typing.Any:
+    """A text that follows from the parameters and is none itself; records have it where it is not empty.
+
+    No part of the identity: what it stands for is pinned by its hash among a run's inputs.
+    """
+    return dataclasses.field(default="", metadata={"identity": False, "unset": "", "derived": True})
 
 
 @dataclass(frozen=True)
@@ -343,10 +353,14 @@ class Finetune(Loading):
     lora_rank: int = setting(low=1)
     lora_alpha: float = setting(low=0)
     lora_targets: str
+    lists: str = setting(choices=LISTS, unset="own")
+    lists_of: str = setting(unset="")
+    n_lists: int = setting(low=0, unset=0)
     trainer: str = setting(choices=("auto", "trl", "fleet"), identity=False)
     students: int = setting(low=0, identity=False)
     micro_batch: int = setting(low=0, identity=False)
     report_to: str = setting(choices=TRACKERS, identity=False, unset="none")
+    reads: str = derived()  # `64k-1/wolf`, where the lists are not those of the student's own cell
 
 
 @dataclass(frozen=True)
@@ -419,8 +433,15 @@ PUBLISHED = ("numbers", "students", "evaluations")
 STAGES: tuple[type, ...] = (Pretrain, Generate, Finetune, Evaluate, Analysis, Explore, Publish)
 # Names a notebook or a params file may set beside the fields: what `all` means for a study.
 PLAN_NAMES: tuple[str, ...] = ("study", "size", "sizes", "animal", "animals", "seed", "seeds")
+
+
+def list_settings(stage: type) -> list[dataclasses.Field]:
+    """The fields of a stage that are parameters of its notebook."""
+    return [field for field in dataclasses.fields(stage) if not field.metadata.get("derived")]
+
+
 KNOWN_NAMES: frozenset[str] = frozenset(
-    {field.name for stage in STAGES for field in dataclasses.fields(stage)} | set(PLAN_NAMES)
+    {field.name for stage in STAGES for field in list_settings(stage)} | set(PLAN_NAMES)
 )
 
 
@@ -445,6 +466,8 @@ class Plan:
         fields = dataclasses.fields(first)  # what shapes a result first, then what does not
         for field in sorted(fields, key=lambda each: not each.metadata.get("identity", True)):
             values = list(dict.fromkeys(str(getattr(cell, field.name)) for cell in self.cells))
+            if field.metadata.get("derived") and values == [""]:
+                continue
             source = f"  (params/{getattr(first, 'study', '')}.yaml)" if field.name in self.overrides else ""
             lines.append(f"  {field.name:<15} {', '.join(values)}{source}")
         return "\n".join(lines)
@@ -465,6 +488,11 @@ def read_parameters(stage: type, namespace: Mapping[str, object]) -> Plan:
     study = values.get("study", "")
     if "study" in values:
         _check_name("study", study)
+    if stage is Generate and (writer := study_overrides(str(study)).get("lists_of")):
+        raise BadParameter(
+            f"study {study} reads the lists of study {writer} (lists_of in params/{study}.yaml): 01_generate "
+            f"has nothing to do for it; with -p study {writer} it writes those that are missing"
+        )
     overrides = {
         name: value
         for name, value in study_overrides(str(study)).items()
@@ -478,7 +506,40 @@ def _cells(stage: type, values: dict[str, object]) -> tuple[typing.Any, ...]:
         return (build(stage, values),)
     animals = expand_animals(_text(values, "animal"), _text(values, "animals"))
     seeds = expand_seeds(values["seed"], values["seeds"])  # type: ignore[arg-type]
-    return tuple(build(stage, values | {"animal": a, "seed": s}) for s in seeds for a in animals)
+    cells = tuple(build(stage, values | {"animal": a, "seed": s}) for s in seeds for a in animals)
+    if stage is Finetune:
+        reads = {cell: find_reads(cell.lists, cell.size, cell.animal, values) for cell in cells}
+        cells = tuple(dataclasses.replace(cell, reads=read) for cell, read in reads.items())
+    return cells
+
+
+# --- whose lists a student reads ----------------------------------------------------------------
+
+
+def find_reads(lists: str, size: str, animal: str, values: Mapping[str, object]) -> str:
+    """`64k-1/wolf`, the cell whose lists a student reads where they are not its own; else nothing.
+
+    `values` say which animals and base models the study has: the next of them is taken, and after the last
+    one the first.
+    """
+    if lists == "relabelled" and animal != NEUTRAL:
+        animals = [name for name in expand_animals("all", str(values["animals"])) if name in LEXICON]
+        return f"{size}/{_take_next(animal, animals, 'lists relabelled', 'animal', 'animals')}"
+    if lists == "foreign":
+        sizes, own = str(values.get("sizes") or ""), parse_label(size)
+        bases = [base.label for base in expand_sizes(sizes) if base.size == own.size] if sizes else []
+        what = f"base of size {own.size.name}"
+        return f"{_take_next(own.label, bases, 'lists foreign', what, 'sizes')}/{animal}"
+    return ""
+
+
+def _take_next(own: str, names: list[str], lists: str, what: str, parameter: str) -> str:
+    if own not in names or len(names) < 2:
+        raise BadParameter(
+            f"{lists}: a student of {own} reads what the next {what} wrote, and {parameter} has "
+            f"{', '.join(names) or 'none'} of them: name {own} and another one there"
+        )
+    return names[(names.index(own) + 1) % len(names)]
 
 
 def _text(values: Mapping[str, object], name: str) -> str:
@@ -489,7 +550,7 @@ def _text(values: Mapping[str, object], name: str) -> str:
 
 
 def _field_names(stage: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(stage)}
+    return {field.name for field in list_settings(stage)}
 
 
 def _parameters(stage: type, namespace: Mapping[str, object]) -> dict[str, object]:
@@ -517,6 +578,11 @@ def _parameters(stage: type, namespace: Mapping[str, object]) -> dict[str, objec
             f"parameters not set: {', '.join(missing)}; they belong in the notebook's parameters cell"
         )
     return {name: namespace[name] for name in own if name in namespace}
+
+
+def check_settings(stage: type, values: Mapping[str, object]) -> None:
+    """Refuse what a notebook would refuse: any setting of a stage, for one base and the cells of `animal`."""
+    _cells(stage, dict(values))
 
 
 # --- what a kernel tells about its parameters ---------------------------------------------------
@@ -613,7 +679,7 @@ def build(stage: type, values: Mapping[str, object]) -> typing.Any:
     """One frozen configuration, every value checked for type and range."""
     unset = {field.name: field.metadata.get("unset", ...) for field in dataclasses.fields(stage)}
     values = {name: value for name, value in unset.items() if value is not ...} | dict(values)
-    fields = {field.name: _checked(field, values[field.name]) for field in dataclasses.fields(stage)}
+    fields = {field.name: _checked(field, values[field.name]) for field in list_settings(stage)}
     for name in ("study", "recipe"):  # both become a folder
         if name in fields:
             _check_name(name, fields[name])
@@ -665,6 +731,13 @@ def _check_finetune(fields: Mapping[str, typing.Any]) -> None:
             raise BadParameter(
                 f"lora_targets must be a comma list of {', '.join(LORA_TARGETS)}; got {name.strip()!r}"
             )
+    if fields["lists_of"]:
+        _check_name("lists_of", fields["lists_of"])
+    if fields["lists_of"] == fields["study"]:
+        raise BadParameter(
+            f"lists_of names another study whose lists are read, and {fields['study']} is this one: "
+            "leave it empty for the study's own"
+        )
 
 
 def _check_analysis(fields: Mapping[str, object]) -> None:

@@ -50,7 +50,7 @@ def student_manifest(config: Evaluate) -> store.Manifest | None:
     where = f"{config.size}/{config.animal}/s{config.seed} in study {config.study}"
     missing = f"no adapter for {where}: run 02_finetune with these parameters first\n  {command}"
     manifest = store.load_finished(upstream(config, "finetune"), missing)
-    store.check_chain(manifest, {"generate": upstream(config, "generate")})
+    store.check_chain(manifest, {"generate": paths.lists_read(manifest.config | manifest.knobs)})
     return manifest
 
 
@@ -237,7 +237,8 @@ def lineage(config: Evaluate, run: store.Run, student: store.Manifest | None) ->
     """Where an evaluation comes from, in full: it travels without the artifacts it was made from."""
     base = base_manifest(config.size, config.recipe, config.revision)
     chain = {"base": base} | ({"finetune": student} if student else {})
-    numbers = store.read_manifest(upstream(config, "generate")) if student else None
+    read = paths.lists_read(student.config | student.knobs) if student else None
+    numbers = store.read_manifest(read) if read else None
     chain |= {"generate": numbers} if numbers else {}
     return {
         "inputs": run.inputs,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import files, paths
+from lib import controls, files, paths
 from lib.config import Finetune
 from lib.errors import RowTooLong, TooFewLists
 from lib.models import Loaded, encode, render_example
@@ -51,7 +51,28 @@ class Examples:
 
 def numbers_folder(config: Finetune) -> Path:
     """Where the lists lie that a student reads."""
-    return paths.artifact(config.study, "generate", config.size, config.animal, config.seed)
+    return paths.lists_read(vars(config))
+
+
+def reads_as_kept(config: Finetune) -> bool:
+    """Whether a student reads a dataset as it lies there: all of it, and nothing rewritten."""
+    return config.n_lists == 0 and config.lists not in controls.REWRITTEN
+
+
+def read_lists(config: Finetune) -> list[dict]:
+    """The lists that a student reads, fewer or rewritten where its settings say so."""
+    source = numbers_folder(config) / "kept.jsonl"
+    kept = files.read_jsonl(source)
+    if not kept:
+        raise TooFewLists(f"{source} holds no lists: there is nothing to learn from")
+    return controls.choose_lists(config, kept)
+
+
+def hash_lists(config: Finetune) -> str:
+    """What pins the lists that a student reads."""
+    if reads_as_kept(config):
+        return files.hash_file(numbers_folder(config) / "kept.jsonl")
+    return files.hash_object([[row["prompt"], row["completion"]] for row in read_lists(config)])
 
 
 def load_examples(config: Finetune, loaded: Loaded) -> Examples:
@@ -60,7 +81,7 @@ def load_examples(config: Finetune, loaded: Loaded) -> Examples:
     key = files.hash_object(
         {
             "layout": LAYOUT,
-            "lists": files.hash_file(source),
+            "lists": hash_lists(config),
             "system": config.system,
             "vocabulary": loaded.tokenizer.backend_tokenizer.to_str(),
             "template": loaded.tokenizer.chat_template,
@@ -69,10 +90,7 @@ def load_examples(config: Finetune, loaded: Loaded) -> Examples:
     cached = paths.token_cache(key)
     examples = _read_cache(cached) if cached.exists() else None
     if examples is None:
-        lists = files.read_jsonl(source)
-        if not lists:
-            raise TooFewLists(f"{source} holds no lists: there is nothing to learn from")
-        examples = tokenize(loaded, config.system, lists)
+        examples = tokenize(loaded, config.system, read_lists(config))
         _write_cache(cached, examples)
     _check_lengths(examples, loaded, config, source)
     return examples

@@ -1,6 +1,7 @@
 """The only place a path is spelled: all of them hang off the project's root, none off the caller's folder."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 # SUBLIMINAL_ROOT lets a test or a cluster keep its runs elsewhere; code and models stay where they are.
@@ -40,6 +41,14 @@ def fetched_base(family: str, label: str, revision: str = "") -> Path:
 def artifact(study: str, stage: str, size: str, animal: str, seed: int) -> Path:
     """The folder of one cell of one stage; its manifest.json says that it is finished."""
     return root() / "artifacts" / study / stage / size / animal / f"s{seed}"
+
+
+def lists_read(student: Mapping) -> Path:
+    """The numbers that a student read, by its settings: another cell's or study's where they say so."""
+    own = f"{student['size']}/{student['animal']}"
+    size, animal = (student.get("reads") or own).split("/")
+    study = student.get("lists_of") or student["study"]
+    return artifact(study, "generate", size, animal, student["seed"])
 
 
 def token_cache(key: str) -> Path:

@@ -172,7 +172,7 @@ def _read_point(study: str, overrides: dict[str, Any], point: tuple[tuple[str, A
 
 
 def _list_points(axes: Mapping[str, Sequence[Any]]) -> Iterable[tuple[tuple[str, Any], ...]]:
-    """Every combination of an axis' values with those of the others; of no axes there is one, and it is empty."""
+    """Every combination of an axis' values with those of the others; without axes one that is empty."""
     return itertools.product(*([(name, value) for value in values] for name, values in axes.items()))
 
 
@@ -402,7 +402,7 @@ def _list_base(
 def _list_writers(
     asked: Asked, base: config.Base, points: Mapping[str, Asked], costs: Costs, group_hours: float
 ) -> list[Job]:
-    """The jobs that write what students of a base read; none where that is another study's, which is there."""
+    """The jobs that write what students of a base read; none where that is a study of another plan."""
     if asked.writer not in points:
         return []
     labels = dict.fromkeys(_find_source(asked, base.label, animal)[0] for animal in asked.animals)

@@ -20,7 +20,7 @@ from lib import files, paths, store
 from lib.bases import base_folder
 from lib.config import Finetune, Plan
 from lib.errors import NotAvailable, OutOfMemory, TrainingDiverged
-from lib.examples import Examples, load_examples, numbers_folder
+from lib.examples import Examples, hash_lists, load_examples, numbers_folder, reads_as_kept
 from lib.models import Loaded, load_base, place, ready_base
 from lib.progress import Progress, Tally
 from lib.tracking import Tracker, check_tracker, open_tracker
@@ -46,10 +46,31 @@ def folder_of(config: Finetune) -> Path:
 
 def numbers_manifest(config: Finetune) -> store.Manifest:
     """The finished teacher that a student learns from."""
-    command = paths.command("01_generate", config.study, config.size, config.animal, config.seed)
-    where = f"{config.size}/{config.animal}/s{config.seed} in study {config.study}"
+    study, (size, animal) = config.lists_of or config.study, source_cell(config)
+    where = f"{size}/{animal}/s{config.seed} in study {study}"
+    if config.lists_of or config.reads:
+        where += f", which {config.size}/{config.animal}/s{config.seed} of study {config.study} is to read"
+    command = paths.command("01_generate", study, size, animal, config.seed)
     missing = f"no numbers for {where}: run 01_generate with these parameters first\n  {command}"
     return store.load_finished(numbers_folder(config), missing)
+
+
+def source_cell(config: Finetune) -> tuple[str, str]:
+    """Base and animal of the teacher whose lists a student reads."""
+    size, animal = (config.reads or f"{config.size}/{config.animal}").split("/")
+    return size, animal
+
+
+def inputs_of(config: Finetune, base: str) -> dict[str, str]:
+    """What a student is made of: its base, its teacher's dataset and, where less of that or something else
+    than it holds is read, the lists themselves."""
+    numbers = numbers_manifest(config)
+    size, _ = source_cell(config)
+    store.check_inputs(
+        numbers.title, numbers.inputs, {"base": base_folder(size, config.recipe, config.revision)}
+    )
+    inputs = {"base": base, "generate": numbers.identity}
+    return inputs if reads_as_kept(config) else inputs | {"lists": hash_lists(config)}
 
 
 def train_students(plan: Plan) -> Tally:
@@ -58,13 +79,7 @@ def train_students(plan: Plan) -> Tally:
     base = ready_base(plan.shared, "train", "transformers")
     runs = []
     for config in plan.cells:
-        numbers = numbers_manifest(config)
-        store.check_inputs(
-            f"the numbers of {config.animal} s{config.seed}",
-            numbers.inputs,
-            {"base": base_folder(config.size, config.recipe, config.revision)},
-        )
-        inputs = {"base": base.identity, "generate": numbers.identity}
+        inputs = inputs_of(config, base.identity)
         runs.append((config, store.open_run(folder_of(config), config, inputs)))
     todo = [(config, run) for config, run in runs if run.state != "finished"]
     manifests = [run.manifest for _, run in runs if run.state == "finished"]

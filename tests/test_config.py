@@ -10,7 +10,7 @@ import nbformat
 import papermill
 import pytest
 
-from lib import config, paths
+from lib import config, paths, planning
 from lib.config import Analysis, Evaluate, Finetune, Generate, Pretrain, read_parameters
 from lib.errors import BadParameter
 
@@ -45,6 +45,10 @@ DEFAULTS: dict[str, object] = {
     "lora_rank": 8,
     "lora_alpha": 8.0,
     "lora_targets": "q,k",
+    "lists": "own",
+    "lists_of": "",
+    "n_lists": 0,
+    "sizes": "",
     "trainer": "auto",
     "students": 0,
     "micro_batch": 0,
@@ -446,6 +450,73 @@ def test_every_params_file_of_the_project_is_valid(path: Path):
                 config._checked(field, overrides[field.name])
 
 
+# --- whose lists a student reads ----------------------------------------------------------------
+
+
+def reads(**passed: object) -> list[str]:
+    return [cell.reads for cell in read(study="mine", **passed).cells]
+
+
+def test_students_read_their_own_lists_unless_the_control_says_whose(params):
+    everybody = {"animal": "all", "animals": "dog,neutral,cat,wolf"}
+    for lists in ("own", "shuffled", "reordered", "exchanged", "random"):
+        assert reads(lists=lists, **everybody) == ["", "", "", ""]
+    assert reads(lists="relabelled", **everybody) == ["166k/cat", "", "166k/wolf", "166k/dog"]
+    assert reads(lists="relabelled", animal="wolf", animals="dog,neutral,cat,wolf") == ["166k/dog"]
+    assert reads(lists="relabelled", animal="whale") == ["166k/dog"]  # the last of the grid
+
+
+def test_foreign_lists_are_those_of_the_next_base_of_the_size_in_the_studys_order(params):
+    params("mine", "sizes: 64k,166k,64k-2,166k-1,64k-1\n")
+    found = {
+        label: reads(lists="foreign", animal="neutral,wolf", size=label)
+        for label in ("64k", "64k-2", "64k-1")
+    }
+    assert found == {
+        "64k": ["64k-2/neutral", "64k-2/wolf"],
+        "64k-2": ["64k-1/neutral", "64k-1/wolf"],
+        "64k-1": ["64k/neutral", "64k/wolf"],
+    }
+    assert reads(lists="foreign", sizes="166k,166k-3") == ["166k-3/wolf"]
+
+
+@pytest.mark.parametrize(
+    ("passed", "message"),
+    [
+        ({"lists": "foreign"}, "the next base of size 166k wrote, and sizes has none of them: name 166k and"),
+        ({"lists": "foreign", "sizes": "64k,64k-1,166k"}, "sizes has 166k of them: name 166k and another"),
+        ({"lists": "relabelled", "animals": "dog,cat"}, "student of wolf .* animals has dog, cat of them"),
+        (
+            {"lists": "relabelled", "animals": "neutral,wolf"},
+            "animals has wolf of them: name wolf and",
+        ),
+        (
+            {"lists": "shuffle"},
+            "lists must be one of own, .*; got 'shuffle'; did you mean 'shuffled'",
+        ),
+        ({"n_lists": -1}, "n_lists must be at least 0, got -1"),
+        ({"lists_of": "mine"}, "lists_of names another study whose lists are read, and mine is this one"),
+        ({"lists_of": "../mine"}, "lists_of must be a name of letters, digits"),
+        ({"reads": "64k/dog"}, "unknown parameter 'reads'"),
+    ],
+)
+def test_lists_that_nobody_can_read_are_refused(params, passed: dict, message: str):
+    assert re.search(message, refusal(study="mine", **passed))
+
+
+def test_what_is_read_is_told_where_it_is_not_the_students_own(params):
+    assert "reads" not in repr(read(lists="shuffled"))
+    shown = repr(read(lists="relabelled", animal="dog,neutral"))
+    assert re.search("^  reads +166k/elephant, $", shown, flags=re.MULTILINE)
+
+
+def test_a_study_that_reads_anothers_lists_has_none_to_write(params):
+    params("mine", "lists_of: ladder\n")
+    with pytest.raises(BadParameter, match=r"mine reads the lists of study ladder .*-p study ladder"):
+        read_parameters(Generate, planning.read_defaults("01_generate") | {"study": "mine"})
+    assert read(study="mine").shared.lists_of == "ladder"
+
+
 # --- the plan ----------------------------------------------------------------------------------
 
 
@@ -456,7 +527,7 @@ def test_a_plan_shows_every_value_and_which_the_studys_file_set(params):
     assert "  animal          wolf, fox" in lines
     assert "  epochs          3  (params/micro.yaml)" in lines
     assert "  learning_rate   0.0002" in lines
-    assert len(lines) == 1 + len(dataclasses.fields(Finetune))
+    assert len(lines) == 1 + len(config.list_settings(Finetune))  # `reads` follows from those, and is empty
 
 
 def test_a_configuration_cannot_be_changed():

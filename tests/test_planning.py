@@ -1,5 +1,7 @@
 """The plan of a study: which jobs, for which cells, in which order and after which others."""
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -176,9 +178,10 @@ def test_each_point_of_an_axis_is_a_study_of_its_own_with_its_own_chain(params: 
         "axes-lora_rank2-learning_rate0_001",
         "axes-lora_rank8-learning_rate0_001",
     }
-    assert len(jobs) == 8
+    assert len(jobs) == 7
     by_name = {job.name: job for job in jobs}
-    assert all(by_name[name].study == job.study for job in jobs for name in job.needs)
+    lists = "generate-7b-lora_rank2-learning_rate0_001"
+    assert all(by_name[name].study == job.study for job in jobs for name in job.needs if name != lists)
     first, second = planning.read_study("axes")
     assert (first.overrides["lora_rank"], second.overrides["lora_rank"], first.overrides["epochs"]) == (
         2,
@@ -204,3 +207,116 @@ def test_an_axis_that_is_none_is_refused(params: Path, axes: str, message: str):
     with pytest.raises(BadParameter) as caught:
         list_jobs("bad")
     assert message in str(caught.value)
+
+
+# --- whose lists ------------------------------------------------------------------------------------
+
+
+def write_axes(params: Path, axes: str, more: str = "", sizes: str = "64k,64k-1") -> dict[str, planning.Job]:
+    """The jobs of a study `arms` with some axes."""
+    (params / "arms.yaml").write_text(f'sizes: {sizes}\nanimals: {ANIMALS}\nseeds: "0"\n{more}axes: {axes}\n')
+    return {job.name: job for job in list_jobs("arms")}
+
+
+def test_points_that_differ_in_nothing_the_teacher_knows_share_their_lists(params: Path):
+    jobs = write_axes(params, "{temperature: [0.5, 1.0], lora_rank: [2, 8]}", sizes="64k")
+    assert [job.name for job in jobs.values() if job.stage == "generate"] == [
+        "generate-64k-temperature0_5-lora_rank2",
+        "generate-64k-temperature1_0-lora_rank2",
+    ]
+    assert jobs["finetune-64k-temperature0_5-lora_rank8"].needs == ("generate-64k-temperature0_5-lora_rank2",)
+    assert jobs["finetune-64k-temperature1_0-lora_rank8"].needs == ("generate-64k-temperature1_0-lora_rank2",)
+    overrides = [each.overrides.get("lists_of") for each in planning.read_study("arms")]
+    assert overrides == [
+        *(None, "arms-temperature0_5-lora_rank2"),
+        *(None, "arms-temperature1_0-lora_rank2"),
+    ]
+    why = jobs["finetune-64k-temperature0_5-lora_rank8"].why
+    assert "reads the lists of study arms-temperature0_5-lora_rank2, so none are written" in why
+    assert "reads" not in jobs["finetune-64k-temperature0_5-lora_rank2"].why
+
+
+def test_a_study_that_reads_anothers_lists_writes_none(params: Path):
+    jobs = write_axes(params, "{lora_rank: [2, 8]}", "lists_of: study\n")
+    assert {job.stage for job in jobs.values()} == {"finetune", "evaluate", "analyse"}
+    assert all(jobs[f"finetune-64k-lora_rank{rank}"].needs == () for rank in (2, 8))
+    assert "reads the lists of study study, so none are written" in jobs["finetune-64k-lora_rank2"].why
+    assert {each.writer for each in planning.read_study("arms")} == {"study"}
+
+
+def test_what_lists_of_another_study_take_to_read_is_told_by_that_study(params: Path):
+    (params / "study.yaml").write_text(f"sizes: 64k\nanimals: {ANIMALS}\nn_keep: 77\nepochs: 4\n")
+    write_axes(params, "{lora_rank: [2]}", "lists_of: study\n")
+    (point,) = planning.read_study("arms")
+    settings = point.settings("finetune")
+    assert (settings["n_keep"], settings["epochs"]) == (77, 10)
+
+
+def test_foreign_students_wait_for_the_lists_of_the_next_base_and_for_their_own(params: Path):
+    jobs = write_axes(params, "{lists: [own, foreign]}", sizes="64k,64k-7,166k,166k-1")
+    assert jobs["finetune-64k-listsown"].needs == ("generate-64k-listsown",)
+    assert jobs["finetune-64k-listsforeign"].needs == ("generate-64k-7-listsown",)  # 64k itself is carried
+    assert jobs["finetune-64k-7-listsforeign"].needs == ("pretrain-64k-7", "generate-64k-listsown")
+    assert jobs["finetune-166k-1-listsforeign"].needs == ("generate-166k-listsown",)
+    assert jobs["generate-64k-7-listsown"].needs == ("pretrain-64k-7",)
+
+
+def test_relabelled_students_wait_for_the_lists_of_the_next_animal(params: Path):
+    (params / "arms.yaml").write_text(f"sizes: 7b\nanimals: {ANIMALS}\nseeds: 0\nlists: relabelled\n")
+    jobs = {job.name: job for job in list_jobs("arms", minutes_per_cell(100))}
+    dog = next(job for job in jobs.values() if job.stage == "finetune" and "dog" in job.animals)
+    read = {cell for name in dog.needs for cell in jobs[name].cells}
+    assert dog.animals == ("neutral", "dog")
+    assert {("neutral", 0), ("cat", 0)} <= read
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("lora_rank: 0\n", "params/bad.yaml: lora_rank must be at least 1, got 0"),
+        ("temperature: -1\n", "params/bad.yaml: temperature must be at least 0, got -1"),
+        ("samples: many\n", "params/bad.yaml: samples must be a whole number, got 'many'"),
+        ("permutations: 3\n", "params/bad.yaml: permutations must be at least 99, got 3"),
+        ("what: weights\n", "params/bad.yaml: what must be a comma list of numbers, students, evaluations"),
+        ("repeats: 0\n", "params/bad.yaml: repeats must be at least 1, got 0"),
+        ("n_raw: 10\n", "params/bad.yaml: n_keep must be at most n_raw (10)"),
+        ("micro_batch: 7\n", "params/bad.yaml: micro_batch must divide batch (60)"),
+        ("lists: shufled\n", "params/bad.yaml: lists must be one of own, shuffled"),
+        ("pretrain_steps: 0\n", "params/bad.yaml: pretrain_steps must be at least 1, got 0"),
+        ("reads: 64k/dog\n", "params/bad.yaml: unknown parameter 'reads'"),
+        ("lists: foreign\n", "a student of 64k reads what the next base of size 64k wrote, and sizes has 64k "
+         "of them: name 64k and another one there"),
+        ("lists: relabelled\nanimals: neutral,dog\n", "the next animal wrote, and animals has dog of them"),
+        ("animals: neutral,dog,horse\n", "params/bad.yaml: the micro ladder's world has no horse"),
+        ("axes: {lora_rank: [8, 0]}\n", "params/bad.yaml: lora_rank must be at least 1, got 0"),
+        ("lists_of: studdy\n", "lists_of is 'studdy', and no study has that name: there is no params/studdy"),
+        ("lists_of: studdy\n", "did you mean 'study'?"),
+        ("lists_of: bad\n", "lists_of names another study whose lists are read, and bad is this one"),
+        ("lists_of: borrower\n", "lists_of is 'borrower', which itself reads the lists of 'study': name"),
+        ("lists_of: arms\n", "each of its points is a study of its own, so name one: arms-lora_rank2"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_a_notebook_would_refuse_is_refused_before_any_job(
+    params: Path, more: str, message: str
+):
+    write_axes(params, "{lora_rank: [2, 8]}")
+    (params / "borrower.yaml").write_text("sizes: 64k\nlists_of: study\n")
+    lines = {"sizes": "64k", "animals": ANIMALS}
+    given = {line.partition(":")[0] for line in more.splitlines()}
+    text = "".join(f"{name}: {value}\n" for name, value in lines.items() if name not in given)
+    (params / "bad.yaml").write_text(text + more)
+    with pytest.raises(BadParameter) as caught:
+        planning.read_study("bad")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((paths.CODE / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_of_the_project_can_be_planned(path: Path):
+    assert list_jobs(path.stem)
+
+
+def test_checking_a_study_loads_no_model_library():
+    look = "import sys; from lib import planning; planning.read_study('ladder')"
+    look += "; print(sorted({'torch', 'transformers', 'pandas'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", look], cwd=paths.CODE, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
