@@ -15,7 +15,7 @@ SMOLLM2 := .venv/.smollm2
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help study grid plan status merge report explore bench calibrate smollm2 publish test lint format
+.PHONY: help study grid plan status merge report pack explore bench calibrate smollm2 publish test lint format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ merge: $(READY) ## another machine's results into this folder, where lineages ag
 
 report: $(READY) ## analysis, report and summary slide again, from the evaluations that are there: STUDY=micro; RESULTS=published ones
 	@$(BIN)/python study.py $(STUDY) --report-only $(if $(RESULTS),--results $(RESULTS))
+
+pack: $(READY) ## a study's evaluations into a quarter of their size, for git: STUDY=ladder, UNPACK=1 back again
+	@$(BIN)/python pack.py $(STUDY) $(if $(UNPACK),--unpack)
 
 explore: $(READY) ## read the answers in a browser: STUDY=micro, or RESULTS=a folder of published ones; PORT=8765
 	@$(BIN)/python explore.py $(if $(RESULTS)$(filter-out file,$(origin STUDY)),$(if $(filter-out file,$(origin STUDY)),$(STUDY)),$(STUDY)) \

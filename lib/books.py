@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from lib import config, paths, store, tallies
-from lib.errors import StudyError
+from lib import config, files, paths, store, tallies
+from lib.errors import DamagedFile, StudyError
 from lib.scoring import REASONS, explain
 from lib.tallies import PLACES, SAID, Cell
 
@@ -50,23 +50,27 @@ class Source:
         label, animal, seed = self.cell
         return f"{label}/{animal}/s{seed}"
 
-    @functools.cached_property
+    @property
     def shown(self) -> str:
         """The file as a person would call it: from the project's folder where it lies in it."""
-        root = paths.root()
-        return self.path.relative_to(root).as_posix() if self.path.is_relative_to(root) else str(self.path)
+        root, path = paths.root(), files.find_document(self.path)
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
     def stamp(self) -> tuple[int, int, int]:
         """What changes when the file does, or the adapter of its answers; zeros without a file."""
-        try:
-            found = os.stat(self.path)
-        except OSError:
+        found = [each for each in map(stat, self.places) if each]
+        if not found:
             return (0, 0, 0)
         try:
             adapter = os.stat(self.adapter).st_mtime_ns if self.adapter else 0
         except OSError:
             adapter = 0
-        return (found.st_size, found.st_mtime_ns, adapter)
+        return (sum(each.st_size for each in found), max(each.st_mtime_ns for each in found), adapter)
+
+    @functools.cached_property
+    def places(self) -> tuple[str, ...]:
+        """Where the file may lie: our own evaluations packed too."""
+        return (str(self.path), *([str(files.packed_name(self.path))] if self.kind == OURS else []))
 
     @functools.cached_property
     def adapter(self) -> str:
@@ -196,6 +200,14 @@ class Book:
         return 4096 + 13 * len(self.text) + 180 * self.texts.count + 3 * self.head.get("characters", 0)
 
 
+def stat(path: str) -> os.stat_result | None:
+    """What a disk says of a file, or nothing."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
 def encode(text: str) -> bytes:
     """UTF-8 that keeps a lone surrogate, which a tokeniser may leave and UTF-8 proper has not."""
     return text.encode("utf-8", "surrogatepass")
@@ -231,16 +243,16 @@ def open_book(source: Source) -> Book:
 
 
 def read_document(source: Source) -> Any:
-    """The JSON in a file, or a word on why there is none."""
+    """The JSON in a file, packed or not, or a word on why there is none."""
+    path = files.find_document(source.path) if source.kind == OURS else source.path
     try:
-        size = source.path.stat().st_size
-        if size > LARGEST:
-            raise Unreadable(DAMAGED, f"{size:,} bytes: files over {LARGEST:,} are not opened here")
-        data = source.path.read_bytes()
+        check_size(path.stat().st_size)
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise Unreadable(MISSING, f"no evaluation yet: {source.rerun()}") from None
     except OSError as error:
         raise Unreadable(DAMAGED, f"cannot be read: {error.strerror}; give this user the right to") from None
+    data = unwrap(data, path, source)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -249,6 +261,25 @@ def read_document(source: Source) -> Any:
         word = f"byte {error.start + 1:,} (0x{data[error.start]:02x}) is not UTF-8 text; {source.rerun()}"
         raise Unreadable(DAMAGED, word) from None
     return parse_document(text, source)
+
+
+def check_size(size: int) -> None:
+    if size > LARGEST:
+        raise Unreadable(DAMAGED, f"{size:,} bytes: files over {LARGEST:,} are not opened here")
+
+
+def unwrap(data: bytes, path: Path, source: Source) -> bytes:
+    """The bytes of a document as they were before packing; one that lies there twice must be the same."""
+    try:
+        if path.suffix == files.PACKED:
+            data = files.unpack(data, path, LARGEST + 1)
+            check_size(len(data))
+        elif source.kind == OURS and files.packed_name(path).exists():
+            files.check_twins(path, data)
+    except DamagedFile as error:
+        word = str(error).removeprefix(f"{path} ").removesuffix(f"; {files.REPAIR}")
+        raise Unreadable(DAMAGED, f"{word}; {source.rerun()}") from None
+    return data
 
 
 def parse_document(text: str, source: Source) -> Any:

@@ -54,6 +54,7 @@ class File:
     source: Path | bytes
     size: int
     sha256: str
+    packed: bool = False  # here, not there
 
     def is_there(self, remote: Remote) -> bool:
         """Whether the Hub holds these very bytes: large files go by sha256, others by git's own hash."""
@@ -65,8 +66,15 @@ class File:
     @functools.cached_property
     def git_hash(self) -> str:
         """The name git gives this content."""
-        data = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+        data = self.read()
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+    def read(self) -> bytes:
+        """Its bytes as they are to be sent."""
+        if isinstance(self.source, bytes):
+            return self.source
+        data = self.source.read_bytes()
+        return files.unpack(data, self.source) if self.packed else data
 
     @property
     def group(self) -> str:
@@ -79,6 +87,13 @@ def _file(path: str, source: Path | bytes) -> File:
     if isinstance(source, bytes):
         return File(path, source, len(source), hashlib.sha256(source).hexdigest())
     return File(path, source, source.stat().st_size, files.hash_file(source))
+
+
+def _evaluation_file(path: str, source: Path) -> File:
+    """An evaluation, published plain whether or not it is packed here: anybody is to read it."""
+    found, data = files.read_document(source)
+    packed = found.suffix == files.PACKED
+    return File(path, found, len(data), hashlib.sha256(data).hexdigest(), packed)
 
 
 @dataclass(frozen=True)
@@ -280,7 +295,8 @@ def gather_students(cells: list[Publish], namespace: str) -> tuple[Repository | 
         manifests[cell.seed] = manifest
         found += _adapter_files(cell, manifest, cards.name_base(base, manifest.config["recipe"], namespace))
         if "evaluations" in _wanted(cell):
-            found.append(_file(f"s{cell.seed}/evaluation.json", _checked_evaluation(cell, manifest)))
+            evaluation = _checked_evaluation(cell, manifest)
+            found.append(_evaluation_file(f"s{cell.seed}/evaluation.json", evaluation))
     if not manifests:
         return None, skipped
     repo = f"{namespace}/{cards.name_students(base, first.animal, first.study)}"
@@ -311,7 +327,7 @@ def _adapter_files(cell: Publish, manifest: store.Manifest, source: str) -> list
 def _checked_evaluation(cell: Publish, student: store.Manifest) -> Path:
     """The evaluation of a student, sealed and of this very student."""
     path = paths.evaluation(cell.study, cell.size, cell.animal, cell.seed)
-    if not path.exists():
+    if not files.has_document(path):
         command = paths.command("03_evaluate", cell.study, cell.size, cell.animal, cell.seed)
         raise MissingInput(
             f"{student.title} is not evaluated, so it cannot be published yet: run\n  {command}"
@@ -326,7 +342,7 @@ def gather_evaluations(config: Publish, namespace: str) -> Repository:
     """Every evaluation and table of a study, whatever cells the plan has: the layout is that of results/."""
     root = paths.results(config.study)
     documents, found = {}, []
-    for path in sorted(root.glob("*/*/s*.json")):
+    for path in files.list_documents(root, "*/*/s*.json"):
         name = path.relative_to(root).as_posix()
         document = files.read_json(path)
         store.check_seal(document, path)
@@ -336,7 +352,7 @@ def gather_evaluations(config: Publish, namespace: str) -> Repository:
         answers = sum(len(each["answers"]) for each in document["epochs"])
         counts = {"epochs": len(document["epochs"]), "answers": answers}
         documents[name] = counts | {"content": document["lineage"]["content"], "config": cell}
-        found.append(_file(name, path))
+        found.append(_evaluation_file(name, path))
     if not documents:
         raise MissingInput(
             f"no evaluation in {root}: run 03_evaluate first, or leave evaluations out of what"
@@ -756,7 +772,7 @@ class Caller:
 
         operations: list[Any] = [CommitOperationDelete(path_in_repo=name) for name in gone]
         for each in todo:
-            source = each.source if isinstance(each.source, bytes) else str(each.source)
+            source = each.read() if each.packed or isinstance(each.source, bytes) else str(each.source)
             operations.append(CommitOperationAdd(each.path, source))
         done = self.api.create_commit(
             repository.id,

@@ -7,6 +7,7 @@ asks for.
 
 import contextlib
 import hashlib
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ FOLDERS = {"generate": "numbers", "finetune": "students", "evaluate": "evaluatio
 RECEIPTS = "receipts"
 NEW, SAME, DIFFERS, REFUSED, LEFT = "new", "same", "differs", "refused", "left"
 MANY = 200  # pieces that take long enough to be shown a bar
+CELL = re.compile(r"s(\d+)(\.json(\.gz)?)?")  # a seed's folder or evaluation
 SHOWN = 8  # differences of one piece that are spelled out
 
 FindBase = Callable[[str, str, str], str]  # label, recipe, revision -> identity of the base here, or nothing
@@ -130,14 +132,12 @@ def list_keys(root: Path, study: str) -> list[tuple[str, Cell]]:
 
 
 def find_cells(folder: Path) -> Iterator[Cell]:
-    """Cells that lie as `<size>/<animal>/s<seed>`, a folder or a JSON; other names are none of ours."""
-    for path in folder.glob("*/*/s*"):
-        label, animal, seed = path.parts[-3], path.parts[-2], path.name.removesuffix(".json")[1:]
-        if not seed.isdecimal() or path.suffix not in ("", ".json"):
-            continue
+    """Cells that lie as `<size>/<animal>/s<seed>`, a folder or a JSON, packed or not, each once."""
+    found = ((path, CELL.fullmatch(path.name)) for path in folder.glob("*/*/s*"))
+    for label, animal, seed in {(*path.parts[-3:-1], int(own[1])): 0 for path, own in found if own}:
         with contextlib.suppress(BadParameter):
             config.parse_label(label)
-            yield label, animal, int(seed)
+            yield label, animal, seed
 
 
 def place_label(label: str) -> tuple[int, int]:
@@ -175,7 +175,7 @@ def read_run(root: Path, stage: str, study: str, cell: Cell) -> Piece | None:
 
 def read_evaluation(root: Path, study: str, cell: Cell) -> Piece | None:
     """An evaluation, with or without the folder of the run that made it; None while there is no JSON."""
-    path = transplant(paths.evaluation(study, *cell), root)
+    path = files.find_document(transplant(paths.evaluation(study, *cell), root))
     folder = transplant(paths.artifact(study, "evaluate", *cell), root)
     if not path.exists():
         if store.read_manifest(folder) is not None:
@@ -432,8 +432,8 @@ def copy_piece(piece: Piece | None) -> None:
     """The evaluation's JSON first, then its run's folder, whose manifest says that all is done."""
     if piece and piece.file:
         target = paths.evaluation(study_of(piece), *piece.cell)
-        if not target.exists():
-            copy_file(piece.file, target, piece.digest)
+        if not files.has_document(target):
+            copy_file(piece.file, target.with_name(piece.file.name), piece.digest)
     if piece and piece.folder:
         target = paths.artifact(study_of(piece), piece.stage, *piece.cell)
         if store.read_manifest(target) is None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib import config, paths
+from lib import config, files, paths
 from lib.books import (
     MISSING,
     OURS,
@@ -33,7 +33,7 @@ from lib.tallies import Cell
 from lib.workers import Index, Job
 
 RUN = re.compile(r"run-([0-9]+)")
-OUR_FILE = re.compile(r"s(0|[1-9][0-9]{0,9})\.json")
+OUR_FILE = re.compile(r"s(0|[1-9][0-9]{0,9})\.json(\.gz)?")
 PUBLISHED_FILE = re.compile(r"([a-z]+)_eval\.json")
 KEPT_BYTES = 400_000_000
 LOOK_AGAIN = 1.0  # seconds after which the folder is read again
@@ -64,7 +64,7 @@ class Listing:
 
 def find_kind(folder: Path) -> str:
     """How the evaluations in a folder are written down, or nothing where there is none."""
-    if any(folder.glob("*/*/s*.json")):
+    if any(folder.glob("*/*/s*.json")) or any(folder.glob(f"*/*/s*.json{files.PACKED}")):
         return OURS
     if any(folder.glob("run-*/*/*_eval.json")) or any(folder.glob("*/*_eval.json")):
         return PUBLISHED
@@ -122,7 +122,7 @@ def read_ours(study: str, folder: Path) -> Iterator[tuple[Path, Source | str]]:
                 seed = OUR_FILE.fullmatch(file.name)
                 path = Path(file.path)
                 if seed:
-                    yield path, Source(study, (size.name, animal.name, int(seed[1])), path)
+                    yield path, Source(study, (size.name, animal.name, int(seed[1])), files.plain_name(path))
                 else:
                     yield path, "no evaluation by its name: those are called s<seed>.json; left alone"
 
@@ -374,7 +374,7 @@ class Shelf:
         """State and word of a cell without opening its file."""
         source = self.source(cell)
         stamp = self.stamps.get(cell) or source.stamp()
-        if stamp == NO_FILE and not source.path.is_symlink():
+        if stamp == NO_FILE and not any(map(os.path.islink, source.places)):
             return MISSING, f"no evaluation yet: {source.rerun()}"
         known = self.known(cell, stamp)
         return (known.state, known.word) if known else (UNREAD, "")

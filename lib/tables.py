@@ -74,7 +74,9 @@ def load_study(study: str, sizes: str, animals: str, seeds: str | int) -> Study:
             f"(papermill notebooks/03_evaluate.ipynb -p study {study} -p size {bases[0].label} -p animal all)"
         )
     check_company(evaluations)
-    sealed = {path.relative_to(paths.root()).as_posix(): each.content for path, each in evaluations.items()}
+    # By the plain name, wherever it lies: tables do not depend on who packed what.
+    plain = {files.plain_name(path).relative_to(paths.root()): each for path, each in evaluations.items()}
+    sealed = {path.as_posix(): each.content for path, each in plain.items()}
     cells["content"] = cells.file.map(sealed).fillna("")
     return Study(
         study,
@@ -103,16 +105,16 @@ def list_cells(
 
 def find_cells(study: str, label: str) -> list[tuple[str, int]]:
     """(animal, seed) of every evaluation file of one base."""
-    found = (paths.results(study) / label).glob("*/s*.json")
+    found = files.list_documents(paths.results(study) / label, "*/s*.json")
     pairs = [(path.parent.name, path.stem[1:]) for path in found if path.parent.name in ORDER]
     return [(animal, int(seed)) for animal, seed in pairs if seed.isdecimal()]
 
 
 def present_cells(study: str, cells: pd.DataFrame) -> list[tuple[Path, Cell]]:
-    """Path and (label, animal, seed) of the cells that were asked for and are there."""
+    """Path and (label, animal, seed) of the cells that were asked for and are there, packed or not."""
     wanted = cells[cells.asked & cells.present]
     keys = zip(wanted.label, wanted.animal, (int(seed) for seed in wanted.seed), strict=True)
-    return [(paths.evaluation(study, *key), key) for key in keys]
+    return [(files.find_document(paths.evaluation(study, *key)), key) for key in keys]
 
 
 def check_company(evaluations: Mapping[Path, Evaluation]) -> None:
@@ -880,7 +882,7 @@ def profile_table(
     rows = []
     for who, (name, number) in wanted.items():
         path = paths.evaluation(study, size, name, number)
-        if not path.exists():
+        if not files.has_document(path):
             continue
         frame, _ = tabulate([count_evaluation(path, study, (size, name, number))], (animal,))
         last = frame.epoch.max() if name == config.UNTUNED or str(epoch) == "last" else int(epoch)

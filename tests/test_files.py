@@ -322,3 +322,137 @@ def test_hash_of_a_folder_takes_nested_files_and_leaves_hidden_ones(tmp_path):
         files.write_text(tmp_path / name, name)
     assert list(files.hash_folder(tmp_path)) == ["b.txt", "deep/a.txt"]
     assert list(files.hash_folder(tmp_path, ["b.txt"])) == ["b.txt"]
+
+
+# --- packed documents -------------------------------------------------------------------------
+
+DOCUMENT = {"lineage": {"content": "abc", "seconds": 1}, "epochs": [{"text": "dög"} for _ in range(500)]}
+
+
+def pack_beside(path: Path, document: object = DOCUMENT, keep: bool = False) -> Path:
+    """The document packed; plain too where `keep` says so."""
+    files.write_json(path, document, compact=True)
+    packed = files.packed_name(path)
+    files.write_bytes(packed, files.pack(path.read_bytes()))
+    if not keep:
+        path.unlink()
+    return packed
+
+
+@pytest.mark.parametrize("name", ["s0.json", "s0.json.gz"])
+def test_a_packed_document_is_read_under_both_its_names(tmp_path, name):
+    packed = pack_beside(tmp_path / "s0.json")
+    assert files.read_json(tmp_path / name) == DOCUMENT
+    assert files.has_document(tmp_path / name) and files.find_document(tmp_path / name) == packed
+    assert files.count_bytes(tmp_path / name) == len(files.read_document(tmp_path / name)[1]) > 500
+    assert files.read_beginning(tmp_path / name, 10) == '{"lineage"'
+
+
+def test_packing_gives_the_same_bytes_without_name_time_or_system():
+    data = json.dumps(DOCUMENT).encode()
+    packed = files.pack(data)
+    assert files.pack(data) == packed and len(packed) < len(data) / 10
+    assert packed[:10] == b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"  # no flag, no time, level 9, no system
+
+
+def test_a_packed_document_that_is_cut_anywhere_is_refused_by_its_name(tmp_path):
+    packed = pack_beside(tmp_path / "s0.json")
+    whole = packed.read_bytes()
+    for length in range(len(whole)):
+        packed.write_bytes(whole[:length])
+        with pytest.raises(DamagedFile, match=r"s0\.json\.gz (is empty|is cut short|cannot be unpacked)"):
+            files.read_json(tmp_path / "s0.json")
+
+
+def test_a_packed_document_with_any_byte_changed_gives_the_document_or_an_error(tmp_path):
+    packed = pack_beside(tmp_path / "s0.json")
+    whole = packed.read_bytes()
+    refused = 0
+    for at in range(len(whole)):
+        packed.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        try:
+            found = files.read_json(tmp_path / "s0.json")
+        except DamagedFile:
+            refused += 1
+        else:
+            assert found == DOCUMENT and at < 10  # such as another time in the header
+    assert refused > len(whole) - 10
+
+
+def test_what_was_packed_may_itself_be_damaged_json(tmp_path):
+    (tmp_path / "s0.json.gz").write_bytes(files.pack(b'{\n "a": [1, 2,,]}'))
+    with pytest.raises(DamagedFile, match=r"s0\.json\.gz, line 2, column 1"):
+        files.read_json(tmp_path / "s0.json")
+
+
+def test_a_document_that_lies_there_twice_is_read_where_both_agree(tmp_path):
+    path = tmp_path / "s0.json"
+    pack_beside(path, keep=True)
+    assert files.read_document(path)[0] == path and files.read_json(path) == DOCUMENT
+    path.write_text(json.dumps(DOCUMENT, indent=3))  # other bytes, the same document
+    assert files.read_json(path) == DOCUMENT
+    again = DOCUMENT | {"lineage": {"content": "abc", "seconds": 2}}  # made again: the same seal
+    path.write_text(json.dumps(again))
+    assert files.read_json(path) == again
+
+
+@pytest.mark.parametrize("seal", ["abd", None])
+def test_a_document_that_lies_there_twice_and_differs_is_refused(tmp_path, seal):
+    path = tmp_path / "s0.json"
+    pack_beside(path, keep=True)
+    path.write_text(json.dumps({"lineage": {"content": seal}, "epochs": []}))
+    with pytest.raises(DamagedFile, match=r"s0\.json and s0\.json\.gz beside it hold different documents"):
+        files.read_json(path)
+
+
+def test_a_damaged_packed_document_beside_a_plain_one_is_named_with_what_to_do(tmp_path):
+    path = tmp_path / "s0.json"
+    packed = pack_beside(path, keep=True)
+    packed.write_bytes(packed.read_bytes()[:30])
+    with pytest.raises(
+        DamagedFile, match=r"s0\.json\.gz is cut short .* s0\.json lies beside it: delete the"
+    ):
+        files.read_json(path)
+
+
+def test_what_is_written_replaces_a_packed_document(tmp_path):
+    path = tmp_path / "s0.json"
+    packed = pack_beside(path)
+    files.write_json(path, {"new": 1})
+    assert files.read_json(path) == files.read_json(packed) == {"new": 1} and not packed.exists()
+
+
+def test_documents_are_listed_once_by_their_plain_names(tmp_path):
+    pack_beside(tmp_path / "s0.json", keep=True)
+    pack_beside(tmp_path / "s1.json")
+    files.write_json(tmp_path / "s2.json", {})
+    for name in ("s3.json.bak", "s4.gz", "s5.json.gz.part", ".s6.json.gz.host-1-ab.tmp"):
+        (tmp_path / name).write_text("?")
+    assert [path.name for path in files.list_documents(tmp_path, "s*.json")] == [
+        "s0.json",
+        "s1.json",
+        "s2.json",
+    ]
+
+
+def test_reading_while_somebody_packs_and_unpacks_always_finds_the_document(tmp_path):
+    path = tmp_path / "s0.json"
+    files.write_json(path, DOCUMENT)
+    stop = threading.Event()
+
+    def pack_and_unpack() -> None:
+        while not stop.is_set():
+            _, data = files.read_document(path)
+            files.write_bytes(files.packed_name(path), files.pack(data))
+            path.unlink()
+            files.write_bytes(path, data)
+            files.packed_name(path).unlink()
+
+    thread = threading.Thread(target=pack_and_unpack)
+    thread.start()
+    try:
+        for _ in range(2000):
+            assert files.read_json(path) == DOCUMENT
+    finally:
+        stop.set()
+        thread.join()

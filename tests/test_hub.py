@@ -445,6 +445,22 @@ def test_a_student_that_is_not_evaluated_is_published_only_without_evaluations(s
     assert "s1/evaluation.json" not in server.files(STUDENTS)
 
 
+def test_packed_evaluations_are_published_plain(server: HubServer, copy: Path):
+    expected = local()
+    for path in files.list_documents(paths.results("toy"), "*/*/s*.json"):
+        files.write_bytes(files.packed_name(path), files.pack(path.read_bytes()))
+        path.unlink()
+    publish()
+    for kind, repo in (("model", STUDENTS), ("dataset", EVALUATIONS)):
+        there, plain = server.files(repo, kind), expected[kind, repo]
+        evaluations = [name for name in plain if name.endswith(("/evaluation.json", "/s0.json", "/s1.json"))]
+        assert len(evaluations) >= 2 and all(there[name] == plain[name] for name in evaluations)
+        assert not [name for name in there if name.endswith(".gz")]
+    before = len(server.seen)
+    publish()
+    assert server.writes(before) == []
+
+
 def test_changed_files_and_broken_chains_are_refused(server: HubServer, copy: Path):
     path = paths.evaluation("toy", "64k", "wolf", 0)
     whole = path.read_bytes()

@@ -357,6 +357,19 @@ def test_receipts_come_with_all_that_they_name(machine):
     assert all(receipts.is_done(job, jobs) for job in jobs.values())
 
 
+def test_receipts_hold_after_packing_and_come_with_packed_evaluations(machine):
+    here, there = machine("a").make(*cells(0)), machine("b").make(*cells(1))
+    jobs = there.jobs(1)
+    for path in files.list_documents(there.root / "results", "*/*/*/s*.json"):
+        files.write_bytes(files.packed_name(path), files.pack(path.read_bytes()))
+        path.unlink()
+    assert all(receipts.is_done(job, jobs) for job in jobs.values())
+    assert bring(here, there, students=True) == 0
+    assert all(receipts.is_done(job, jobs) for job in jobs.values())
+    files.packed_name(here.path("cat", 1)).unlink()
+    assert [receipts.is_done(job, jobs) for job in jobs.values()] == [True, True, False]
+
+
 def test_a_receipt_of_students_that_stayed_away_stays_too(machine, capsys):
     here, there = machine("a").make(*cells(0)), machine("b").make(*cells(1))
     jobs = there.jobs(1)
