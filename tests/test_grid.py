@@ -1,5 +1,6 @@
 """grid.py with notebooks that only pretend: real Snakemake, papermill, kernels and signals."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -274,6 +275,24 @@ def test_each_job_has_gpus_of_its_own_and_the_next_waits_for_one(two_gpus: None)
             assert not third.done()
         assert third.result(10)[0] == second
     pool.shutdown()
+
+
+def test_jobs_without_a_gpu_of_their_own_are_dealt_over_those_that_nobody_has_alone(two_gpus: None):
+    with contextlib.ExitStack() as stack:
+
+        def share() -> str:
+            return stack.enter_context(worker.hold_gpus(0))[0]["CUDA_VISIBLE_DEVICES"]
+
+        assert sorted([share(), share()]) == ["4", "5"]
+        assert sorted([share(), share()]) == ["4", "5"]
+        pool, holder = ThreadPoolExecutor(1), worker.hold_gpus(1)
+        alone = pool.submit(holder.__enter__)
+        time.sleep(1)
+        assert not alone.done()
+        stack.close()
+        taken, _ = alone.result(10)
+        assert {share(), share()} == {"4", "5"} - set(taken.values())
+        pool.shutdown()
 
 
 def test_a_job_of_several_gpus_has_them_together(two_gpus: None):

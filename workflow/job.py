@@ -7,6 +7,7 @@ that another process is at work on is waited for; one that is done costs nothing
 import argparse
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -53,12 +54,13 @@ def executed_path(job: Job) -> Path:
 
 @contextlib.contextmanager
 def hold_gpus(wanted: int) -> Iterator[tuple[dict[str, str], list[IO]]]:
-    """GPUs of this machine for one job alone: what to set for it, and the locks that keep them.
+    """GPUs of this machine for one job alone, or with `wanted` 0 a part of one: what to set for it, and the
+    locks that keep them.
 
     Whoever starts jobs on a cluster has given them theirs already; where there are no GPUs, none is set.
     """
     known = [] if any(name in os.environ for name in GIVEN) else list_gpus()
-    if not wanted or not known:
+    if not known:
         yield {}, []
         return
     if wanted > len(known):
@@ -66,16 +68,43 @@ def hold_gpus(wanted: int) -> Iterator[tuple[dict[str, str], list[IO]]]:
     with contextlib.ExitStack() as stack:
         pool = Path(tempfile.gettempdir()) / f"subliminal-gpus-{os.getuid()}"
         pool.mkdir(exist_ok=True)
-        locks = [stack.enter_context(open(pool / f"{gpu}.lock", "a")) for gpu in known]
+
+        def open_lock(name: str) -> IO:
+            return stack.enter_context(open(pool / f"{name}.lock", "a"))
+
         with open(pool / "queue.lock", "a") as queue:  # one at a time, or two could hold half each for ever
             fcntl.flock(queue, fcntl.LOCK_EX)
-            held: dict[str, IO] = {}
-            while len(held) < wanted:
-                for gpu, lock in zip(known, locks, strict=True):
-                    if gpu not in held and len(held) < wanted and try_lock(lock):
-                        held[gpu] = lock
-                time.sleep(0 if len(held) == wanted else 0.5)
-        yield {"CUDA_VISIBLE_DEVICES": ",".join(held)}, list(held.values())
+            held = take_gpus(known, wanted, open_lock) if wanted else share_gpu(known, open_lock)
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(held)}, [lock for locks in held.values() for lock in locks]
+
+
+def take_gpus(known: list[str], wanted: int, open_lock: Callable[[str], IO]) -> dict[str, list[IO]]:
+    """So many GPUs that nobody else is at work on, as soon as they are free."""
+    locks = {gpu: open_lock(gpu) for gpu in known}
+    held: dict[str, list[IO]] = {}
+    while len(held) < wanted:
+        for gpu, lock in locks.items():
+            if gpu not in held and len(held) < wanted and try_lock(lock):
+                held[gpu] = [lock]
+        time.sleep(0 if len(held) == wanted else 0.5)
+    return held
+
+
+def share_gpu(known: list[str], open_lock: Callable[[str], IO]) -> dict[str, list[IO]]:
+    """The GPU that the fewest share, of those that no job has for itself.
+
+    Of the micro ladder, which needs none but is faster on one: many of its jobs fit side by side.
+    """
+    locks = {gpu: open_lock(gpu) for gpu in known}
+    while True:
+        free = [gpu for gpu, lock in locks.items() if try_lock(lock, fcntl.LOCK_SH)]
+        for seat in itertools.count() if free else ():
+            for gpu in free:
+                if try_lock(place := open_lock(f"{gpu}-seat-{seat}")):
+                    for other in set(free) - {gpu}:
+                        fcntl.flock(locks[other], fcntl.LOCK_UN)
+                    return {gpu: [locks[gpu], place]}
+        time.sleep(0.5)
 
 
 def list_gpus() -> list[str]:
@@ -92,9 +121,9 @@ def list_gpus() -> list[str]:
     ]
 
 
-def try_lock(file: IO) -> bool:
+def try_lock(file: IO, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -183,7 +212,8 @@ def run_job(job: Job, jobs: dict[str, Job], retry: str) -> int:
         receipts.failure_path(job).unlink(missing_ok=True)
         clear_log(job)
         try:
-            with hold_gpus(job.gpus) as (extra, held):
+            at_work = hold_gpus(job.gpus) if job.label else contextlib.nullcontext(({}, []))
+            with at_work as (extra, held):
                 code = run_notebook(job, extra, [lock, *held])
                 if code and died_at_start(job):
                     print(f"{job.name}: its kernel died at the start; once more", flush=True)
