@@ -314,11 +314,21 @@ def say_silent(grid: Grid, job: Job) -> str:
     """Of a job that left no reason: it was killed, its machine or the disk's last room was lost."""
     if shutil.disk_usage(paths.root()).free < ROOM:
         return f"the disk is full: {shutil.disk_usage(paths.root()).free:,} bytes free at {paths.root()}"
-    lines = [line for line in read_tail(log_path(grid)) if line.strip()]
     began = worker.log_path(job).exists()
     what = "it began, and ended without a word, as what is killed does" if began else "it never began"
-    last = f"; Snakemake's last words:\n{lines[-1].strip()}" if lines else ""
-    return f"{what}{last}\n(all of them are in {show(log_path(grid))})"
+    told, who = (find_cluster_log(grid, job), "its node") if not grid.local else (None, "")
+    told, who = (told, who) if told else (log_path(grid), "Snakemake")
+    lines = [line for line in read_tail(told) if line.strip()]
+    last = f"; the last words of {who}:\n{lines[-1].strip()}" if lines else ""
+    return f"{what}{last}\n(all of them are in {show(told)})"
+
+
+def find_cluster_log(grid: Grid, job: Job) -> Path | None:
+    """What a cluster kept of the last attempt at a job, before the job wrote a log of its own."""
+    kept = [
+        path for path in (grid.folder / ".snakemake").glob("*_logs/**/*.log") if job.name in path.parts[-2]
+    ]
+    return max(kept, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def read_tail(path: Path) -> list[str]:

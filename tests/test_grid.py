@@ -16,7 +16,9 @@ import psutil
 import pytest
 from grid_project import Project, wait_for
 
+import grid
 from lib.errors import NotAvailable
+from lib.planning import Job
 from workflow import job as worker
 
 
@@ -310,3 +312,25 @@ def test_what_a_cluster_gave_a_job_is_left_alone(two_gpus: None, monkeypatch: py
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with worker.hold_gpus(1) as (extra, _):
         assert extra == {}
+
+
+# --- what a cluster says ----------------------------------------------------------------------------
+
+
+def test_a_job_that_its_node_never_began_is_told_in_the_words_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SUBLIMINAL_ROOT", str(tmp_path))
+    asked, job = grid.Grid("tiny", "slurm", 1, 4.0), Job("tiny", "finetune", "64k")
+    kept = asked.folder / ".snakemake/slurm_logs/rule_finetune"  # where the plugin has sbatch write
+    for folder, words in (
+        ("tiny_finetune-64k-1", "of another job"),
+        ("tiny_finetune-64k", "python: not found"),
+    ):
+        (kept / folder).mkdir(parents=True)
+        (kept / folder / "17.log").write_text(f"{words}\n\n")
+    said = grid.say_silent(asked, job)
+    assert said.startswith("it never began; the last words of its node:\npython: not found\n")
+    assert "tiny_finetune-64k/17.log" in said
+    here = grid.say_silent(grid.Grid("tiny", "laptop", 1, 4.0), job)
+    assert here.startswith("it never began") and "node" not in here
