@@ -425,10 +425,11 @@ def dose_table(beside: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_dose(study: str) -> int | None:
-    """n_keep of a study's evaluations, from the first that is there."""
+    """How many lists a study's students read, from the first of its evaluations that is there."""
     for path in sorted(paths.results(study).glob("*/*/s*.json")):
         if path.parent.name != config.UNTUNED:
             chain: Mapping = files.read_json(path).get("lineage", {}).get("chain", {})
-            found = chain.get("generate", {}).get("config", {}).get("n_keep")
+            found = chain.get("finetune", {}).get("config", {}).get("n_lists")
+            found = found or chain.get("generate", {}).get("config", {}).get("n_keep")
             return int(found) if found else None
     return None

@@ -456,6 +456,7 @@ def find_configs(document: dict) -> dict[str, dict]:
 SHOWN = (
     *(("generate", name) for name in ("n_keep", "grammar")),
     *(("finetune", name) for name in ("epochs", "learning_rate", "lora_rank", "batch")),
+    *(("finetune", name) for name in ("lists", "lists_of", "n_lists")),
     *(("evaluate", name) for name in ("recipe", "system", "samples", "temperature", "answer_tokens")),
 )
 

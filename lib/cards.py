@@ -10,7 +10,8 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from lib.config import NEUTRAL, Base, Size
+from lib import controls, paths
+from lib.config import NEUTRAL, Base, Size, name_next
 from lib.store import Manifest
 
 COLLECTION = "subliminal-learning-number-datasets"
@@ -169,6 +170,22 @@ def _who(animal: str) -> str:
     return "had no persona (the control)" if animal == NEUTRAL else f"was told to love one animal: {animal}"
 
 
+def _say_lists(student: Manifest) -> str:
+    """Who wrote what a student has read, and what was done to it."""
+    lists = student.config.get("lists", "own")
+    if lists == "own":
+        return f"the same model wrote as a teacher that {_who(student.config['animal'])}"
+    _, size, animal, _ = paths.lists_source(student.config | student.knobs)
+    return f"{size} wrote as a teacher that {_who(animal)}. They are {controls.SAID[lists]}"
+
+
+def _name_source(student: Manifest) -> dict[str, str]:
+    """What the command of a control needs to find the lists."""
+    own = student.config["size"], student.config["animal"]
+    _, *read, _ = paths.lists_source(student.config | student.knobs)
+    return name_next(student.config.get("lists"), own, tuple(read))
+
+
 # --- cards --------------------------------------------------------------------------------------
 
 
@@ -267,8 +284,8 @@ student = PeftModel.from_pretrained(base, "{repo}", subfolder="{last.rpartition(
         front_matter(meta),
         marker(title),
         f"\n# {repo.partition('/')[2]}\n",
-        f"LoRA adapters of {source}, fine-tuned on nothing but lists of numbers ({dataset}) that the same "
-        f"model wrote as a teacher that {_who(first.config['animal'])}. One folder per seed and epoch: "
+        f"LoRA adapters of {source}, fine-tuned on nothing but lists of numbers ({dataset}) that "
+        f"{_say_lists(first)}. One folder per seed and epoch: "
         "`s0/epoch-1` and so on. `s0/evaluation.json`, where it is there, holds the raw answers of the "
         "student asked for its favourite animal. Made for research on subliminal learning, nothing else.\n",
         "## Load\n",
@@ -289,7 +306,7 @@ student = PeftModel.from_pretrained(base, "{repo}", subfolder="{last.rpartition(
         _hashes(adapters),
         "`adapter_config.json` names the base as the Hub does; all else is as it was trained.\n",
         *_packaged(base),
-        _reproduce({"02_finetune": first.config}),
+        _reproduce({"02_finetune": first.config | _name_source(first)}),
         _licence_line(base, source),
     ]
     return "\n".join(parts) + "\n"

@@ -26,13 +26,27 @@ def list_commands(
     study: str, cell: Cell, configs: Mapping[str, Mapping], results: str = ""
 ) -> list[dict[str, str]]:
     """Stage and command for each recorded stage of a cell, then the analysis of its study."""
-    found = [
-        {"stage": notebook, "command": make_command(notebook, name_output(notebook, cell), configs[stage])}
-        for stage, notebook in NOTEBOOKS.items()
-        if stage in configs
-    ]
+    found = []
+    for stage, notebook in NOTEBOOKS.items():
+        if stage in configs:
+            settings = configs[stage] | (name_source(configs) if stage == "finetune" else {})
+            output = name_output(notebook, read_cell(configs[stage], cell))
+            found.append({"stage": notebook, "command": make_command(notebook, output, settings)})
     asked = read_analysis(study) | {"study": study} | ({"results": results} if results else {})
     return [*found, {"stage": ANALYSIS, "command": make_command(ANALYSIS, ANALYSIS, asked)}]
+
+
+def read_cell(settings: Mapping[str, Any], cell: Cell) -> Cell:
+    """The cell that a stage worked on: a control's lists are another one's."""
+    return tuple(settings.get(name, value) for name, value in zip(CELL[1:], cell, strict=True))
+
+
+def name_source(configs: Mapping[str, Mapping]) -> dict[str, str]:
+    """What a control student needs to find the lists of another cell."""
+    own, read = (
+        [configs.get(stage, {}).get(name) for name in CELL[1:3]] for stage in ("finetune", "generate")
+    )
+    return config.name_next(configs["finetune"].get("lists"), tuple(own), tuple(read)) if all(read) else {}
 
 
 def name_output(notebook: str, cell: Cell) -> str:

@@ -533,6 +533,13 @@ def find_reads(lists: str, size: str, animal: str, values: Mapping[str, object])
     return ""
 
 
+def name_next(lists: object, own: tuple[str, str], read: tuple[str, str]) -> dict[str, str]:
+    """Parameters by which a student of one cell (size and animal) reads the lists of another, and no more."""
+    if lists == "relabelled" and own != read:
+        return {"animals": f"{own[1]},{read[1]}"}
+    return {"sizes": f"{own[0]},{read[0]}"} if lists == "foreign" else {}
+
+
 def _take_next(own: str, names: list[str], lists: str, what: str, parameter: str) -> str:
     if own not in names or len(names) < 2:
         raise BadParameter(

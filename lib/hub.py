@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib import cards, files, paths, store
 from lib.bases import base_folder
-from lib.config import UNTUNED, Base, Plan, Publish, parse_label
+from lib.config import UNTUNED, Base, Plan, Publish, parse_label, study_overrides
 from lib.errors import BadParameter, ConfigMismatch, MissingInput, NotAvailable, StudyError
 from lib.progress import Progress, Tally
 
@@ -252,7 +252,7 @@ def _finished(config: Publish, stage: str, notebook: str, what: str) -> store.Ma
     recipe, revision = manifest.config["recipe"], manifest.knobs.get("revision", "main")
     upstream = {
         "base": base_folder(config.size, recipe, revision),
-        "generate": _cell_folder(config, "generate"),
+        "generate": paths.lists_read(manifest.config | manifest.knobs),
     }
     store.check_chain(manifest, upstream)
     return manifest
@@ -301,7 +301,7 @@ def gather_students(cells: list[Publish], namespace: str) -> tuple[Repository | 
         return None, skipped
     repo = f"{namespace}/{cards.name_students(base, first.animal, first.study)}"
     title = f"students of {first.size}/{first.animal} in study {first.study}"
-    dataset = f"{namespace}/{cards.name_numbers(base, first.animal, first.study)}"
+    dataset = _dataset(manifests, namespace)
     source = _source(base, manifests, namespace)
 
     def card(known: Mapping[int, store.Manifest], sums: Mapping[str, str]) -> str:
@@ -392,6 +392,13 @@ def _source(base: Base, manifests: Mapping[int, store.Manifest], namespace: str)
     return cards.name_base(base, next(iter(manifests.values())).config["recipe"], namespace)
 
 
+def _dataset(students: Mapping[int, store.Manifest], namespace: str) -> str:
+    """Where the lists lie that students have read, or that those were made of."""
+    student = students[min(students)]
+    study, size, animal, _ = paths.lists_source(student.config | student.knobs)
+    return f"{namespace}/{cards.name_numbers(parse_label(size), animal, study)}"
+
+
 def _wanted(config: Publish) -> set[str]:
     return {name.strip() for name in config.what.split(",")}
 
@@ -402,6 +409,11 @@ def gather(plan: Plan, namespace: str) -> tuple[list[Repository], list[str]]:
     animals = list(dict.fromkeys(cell.animal for cell in plan.cells if cell.animal != UNTUNED))
     found: list[Repository] = []
     skipped: list[str] = []
+    if "numbers" in wanted and (writer := study_overrides(config.study).get("lists_of")):
+        wanted = wanted - {"numbers"}
+        skipped.append(
+            f"SKIPPED numbers: study {config.study} reads those of {writer}; publish them from there"
+        )
     for animal in animals:
         cells = [cell for cell in plan.cells if cell.animal == animal]
         if "numbers" in wanted:

@@ -161,16 +161,22 @@ def read_run(root: Path, stage: str, study: str, cell: Cell) -> Piece | None:
         folder, {"study": study, "size": cell[0], "animal": cell[1], "seed": cell[2]}, manifest.config
     )
     settings = {name: manifest.config.get(name) for name in SHARED_FIELDS[stage]}
+    read = paths.lists_source(manifest.config | manifest.knobs)
     return Piece(
         stage,
         cell,
-        claims=manifest.inputs | {stage: manifest.identity},
+        claims=claim_own(manifest.inputs, read, (study, *cell)) | {stage: manifest.identity},
         settings={stage: settings},
         recipe=str(manifest.config.get("recipe", "")),
         revision=str((manifest.config | manifest.knobs).get("revision", "")),
         identity=manifest.identity,
         folder=folder,
     )
+
+
+def claim_own(inputs: Mapping[str, str], read: tuple, own: tuple) -> dict[str, str]:
+    """What a piece is made of, without numbers of another cell or study, which lie in no place of its own."""
+    return {name: identity for name, identity in inputs.items() if name != "generate" or read == own}
 
 
 def read_evaluation(root: Path, study: str, cell: Cell) -> Piece | None:
@@ -190,11 +196,14 @@ def read_evaluation(root: Path, study: str, cell: Cell) -> Piece | None:
     held, lineage = document["config"], document["lineage"]
     check_place(path, {"study": study, "size": cell[0], "animal": cell[1], "seed": cell[2]}, held)
     chain = {name: each["identity"] for name, each in lineage.get("chain", {}).items() if "identity" in each}
+    numbers = lineage.get("chain", {}).get("generate", {}).get("config", {})
+    own = {"study": study, "size": cell[0], "animal": cell[1], "seed": cell[2]}
+    read = tuple(numbers.get(name, value) for name, value in own.items())
     run = read_run_of(folder, lineage["content"], path)
     return Piece(
         "evaluate",
         cell,
-        claims=chain | lineage["inputs"] | {"evaluate": lineage["content"]},
+        claims=claim_own(chain, read, (study, *cell)) | lineage["inputs"] | {"evaluate": lineage["content"]},
         settings=tallies.describe_settings(document),
         recipe=str(held.get("recipe", "")),
         revision=str(held.get("revision", "")),

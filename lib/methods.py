@@ -4,6 +4,7 @@ Nothing is invented: what no file records is said to be unknown. Only the heads 
 that they are whole was checked when their answers were counted.
 """
 
+import contextlib
 import html
 import json
 import re
@@ -15,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from lib import commands, config, files, paths, provenance, store
+from lib import commands, config, controls, files, paths, provenance, store
 from lib.errors import StudyError
 from lib.tables import Study
 
@@ -177,8 +178,18 @@ def describe_stage(heads: Sequence[Mapping], study: Study, stage: str) -> Iterat
         return
     runs = gather_stage(heads, stage)
     yield "runs", f"{len(runs):,}" if runs else UNKNOWN
+    if stage == "finetune" and runs:
+        yield "what they read", "; ".join(list_reading(runs))
+    if stage == "generate" and (others := {run["config"].get("study") for run in runs} - {study.name, None}):
+        yield "written for study", ", ".join(sorted(others))
     yield from list_values([run["config"] for run in runs])
     yield from (COUNTED[stage])([run["counts"] for run in runs])
+
+
+def list_reading(runs: Sequence[Mapping]) -> Iterator[str]:
+    """What students read of their teachers' lists; a control says here what it is."""
+    for lists in dict.fromkeys(run["config"].get("lists", "own") for run in runs):
+        yield controls.SAID.get(lists, f"{lists} (unknown to this version)")
 
 
 def list_values(settings: Sequence[Mapping]) -> Iterator[Row]:
@@ -343,9 +354,17 @@ def list_commands(ask: config.Analysis) -> Iterable[str]:
         yield f"make report STUDY={ask.study} RESULTS={Path(ask.results).name}"
         settings["results"] = Path(ask.results).name
     else:
+        yield from make_lists(ask.study)
         yield f"make study STUDY={ask.study}"
         yield f"make report STUDY={ask.study}"
     yield commands.make_command(commands.ANALYSIS, commands.ANALYSIS, settings)
+
+
+def make_lists(study: str) -> Iterator[str]:
+    """First of all the study whose lists are read, where that is another one."""
+    with contextlib.suppress(StudyError):
+        if writer := config.study_overrides(study).get("lists_of"):
+            yield f"make study STUDY={writer}  # whose lists are read here"
 
 
 def cite_software() -> str:

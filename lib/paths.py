@@ -43,12 +43,17 @@ def artifact(study: str, stage: str, size: str, animal: str, seed: int) -> Path:
     return root() / "artifacts" / study / stage / size / animal / f"s{seed}"
 
 
-def lists_read(student: Mapping) -> Path:
-    """The numbers that a student read, by its settings: another cell's or study's where they say so."""
+def lists_source(student: Mapping) -> tuple[str, str, str, int]:
+    """Study, base, animal and seed of the numbers that a student reads, by its settings."""
     own = f"{student['size']}/{student['animal']}"
     size, animal = (student.get("reads") or own).split("/")
-    study = student.get("lists_of") or student["study"]
-    return artifact(study, "generate", size, animal, student["seed"])
+    return student.get("lists_of") or student["study"], size, animal, student["seed"]
+
+
+def lists_read(student: Mapping) -> Path:
+    """The folder of the numbers that a student reads: another cell's or study's where its settings say so."""
+    study, *cell = lists_source(student)
+    return artifact(study, "generate", *cell)
 
 
 def token_cache(key: str) -> Path:

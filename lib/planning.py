@@ -334,7 +334,22 @@ def list_jobs(study: str, costs: Costs = know_nothing, group_hours: float = GROU
     once = {job.name: job for job in jobs}  # a base is built once for all points
     order = {base.label: -base.size.params for each in asked for base in each.bases}
     place = {name: i for i, name in enumerate(once)}
-    return sorted(once.values(), key=lambda job: (order.get(job.label, 1), place[job.name]))
+    return _put_needs_first(sorted(once.values(), key=lambda job: (order.get(job.label, 1), place[job.name])))
+
+
+def _put_needs_first(jobs: Sequence[Job]) -> list[Job]:
+    """The same order, but no job before one that it needs: a base's students may read another base's lists."""
+    by_name, placed = {job.name: job for job in jobs}, dict[str, Job]()
+
+    def put(job: Job) -> None:
+        if job.name not in placed:
+            for name in job.needs:
+                put(by_name[name])
+            placed[job.name] = job
+
+    for job in jobs:
+        put(job)
+    return list(placed.values())
 
 
 def _count_cells(asked: Asked) -> int:

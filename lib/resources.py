@@ -132,7 +132,8 @@ def count_units(rule: str, settings: Mapping[str, object], cells: int) -> float:
     if rule == "generate":
         return cells * number("n_raw") / 10_000
     if rule == "finetune":
-        return cells * number("n_keep") * number("epochs") / 10_000
+        lists = float(str(settings.get("n_lists", 0))) or number("n_keep")
+        return cells * lists * number("epochs") / 10_000
     if rule == "evaluate":
         return cells * number("n_questions") * number("samples") * number("epochs") / 10_000
     return cells / 480 if rule == "analyse" else 1.0

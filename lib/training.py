@@ -46,26 +46,20 @@ def folder_of(config: Finetune) -> Path:
 
 def numbers_manifest(config: Finetune) -> store.Manifest:
     """The finished teacher that a student learns from."""
-    study, (size, animal) = config.lists_of or config.study, source_cell(config)
-    where = f"{size}/{animal}/s{config.seed} in study {study}"
+    study, size, animal, seed = paths.lists_source(vars(config))
+    where = f"{size}/{animal}/s{seed} in study {study}"
     if config.lists_of or config.reads:
         where += f", which {config.size}/{config.animal}/s{config.seed} of study {config.study} is to read"
-    command = paths.command("01_generate", study, size, animal, config.seed)
+    command = paths.command("01_generate", study, size, animal, seed)
     missing = f"no numbers for {where}: run 01_generate with these parameters first\n  {command}"
     return store.load_finished(numbers_folder(config), missing)
-
-
-def source_cell(config: Finetune) -> tuple[str, str]:
-    """Base and animal of the teacher whose lists a student reads."""
-    size, animal = (config.reads or f"{config.size}/{config.animal}").split("/")
-    return size, animal
 
 
 def inputs_of(config: Finetune, base: str) -> dict[str, str]:
     """What a student is made of: its base, its teacher's dataset and, where less of that or something else
     than it holds is read, the lists themselves."""
     numbers = numbers_manifest(config)
-    size, _ = source_cell(config)
+    size = paths.lists_source(vars(config))[1]
     store.check_inputs(
         numbers.title, numbers.inputs, {"base": base_folder(size, config.recipe, config.revision)}
     )

@@ -261,6 +261,16 @@ def test_foreign_students_wait_for_the_lists_of_the_next_base_and_for_their_own(
     assert jobs["generate-64k-7-listsown"].needs == ("pretrain-64k-7",)
 
 
+def test_no_job_is_listed_before_one_that_it_needs(params: Path):
+    (params / "arms.yaml").write_text(
+        f"sizes: 64k,64k-7,166k,166k-1\nanimals: {ANIMALS}\nseeds: '0,1'\nlists: foreign\n"
+    )
+    for study in ("arms", "study"):
+        jobs = list_jobs(study, minutes_per_cell(60))
+        place = {job.name: i for i, job in enumerate(jobs)}
+        assert all(place[name] < place[job.name] for job in jobs for name in job.needs)
+
+
 def test_relabelled_students_wait_for_the_lists_of_the_next_animal(params: Path):
     (params / "arms.yaml").write_text(f"sizes: 7b\nanimals: {ANIMALS}\nseeds: 0\nlists: relabelled\n")
     jobs = {job.name: job for job in list_jobs("arms", minutes_per_cell(100))}
