@@ -16,6 +16,7 @@ import multiprocessing
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from scipy.stats import beta
 
 from lib import calibration, files, paths, plots, published, simulation
 from lib.calibration import CASES, KINDS, Outcome
-from lib.errors import MissingInput
+from lib.errors import BadParameter, MissingInput
 from lib.progress import Progress
 from lib.simulation import World
 from lib.terminal import guarded
@@ -74,12 +75,10 @@ def read_worlds() -> dict[str, World]:
 
 def simulate_chunk(case_at: int, chunk: int, seed: int) -> list[Outcome]:
     """Some studies of one case: with its worlds, and with nothing travelling."""
-    case, worlds = CASES[case_at], read_worlds()
-    if case.design.bases > 1:
-        worlds = {
-            size: dataclasses.replace(world, transfer_base=calibration.BASE_SHARE * world.transfer_spread)
-            for size, world in worlds.items()
-        }
+    case = CASES[case_at]
+    worlds = calibration.place_worlds(read_worlds(), case)
+    if case.bases:
+        return simulate_ladder(case_at, chunk, seed, worlds)
     silent = {size: calibration.silence(world) for size, world in worlds.items()}
     truths = read_truths(case_at, seed)
     found: list[Outcome] = []
@@ -99,10 +98,23 @@ def simulate_chunk(case_at: int, chunk: int, seed: int) -> list[Outcome]:
     return found
 
 
+def simulate_ladder(case_at: int, chunk: int, seed: int, worlds: dict[str, World]) -> list[Outcome]:
+    """Some studies of a ladder of sizes: the claims that the spread between bases has a part in."""
+    truths = read_truths(case_at, seed)
+    found: list[Outcome] = []
+    for at in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+        rng = np.random.default_rng([seed, case_at, at])
+        study = calibration.draw_study(worlds, CASES[case_at], rng)
+        found += calibration.check_intervals(study, CASES[case_at], truths[-1])
+        found += calibration.check_bands(study, CASES[case_at], truths, rng)
+    return found
+
+
 def truths_file(case_at: int, seed: int) -> Path:
     """Where the true values of a case lie: of these worlds and this seed."""
     source = files.hash_file(Path(simulation.__file__))
     asked = [repr(CASES[case_at]), calibration.RAMP, calibration.BASE_SHARE, calibration.DRAWS]
+    asked += [calibration.RUNG, calibration.FALL, calibration.RUNG_SHARE]
     key = files.hash_object([WORLDS.read_text(encoding="utf-8"), seed, source, *asked])[:12]
     return work_folder() / f"truths-{case_at}-{key}.json"
 
@@ -118,15 +130,11 @@ def find_truths(case_at: int, seed: int) -> None:
     path = truths_file(case_at, seed)
     if path.exists():
         return
-    case, worlds = CASES[case_at], read_worlds()
+    case = CASES[case_at]
+    worlds = calibration.place_worlds(read_worlds(), case)
     truths = []
     for share in calibration.RAMP:
         scaled = {size: calibration.scale_transfer(world, share) for size, world in worlds.items()}
-        if case.design.bases > 1:
-            scaled = {
-                size: dataclasses.replace(world, transfer_base=calibration.BASE_SHARE * world.transfer_spread)
-                for size, world in scaled.items()
-            }
         rng = np.random.default_rng([seed, 99])
         found = calibration.find_truths(scaled, case, rng)
         truths.append({" ".join(key): value for key, value in found.items()})
@@ -146,10 +154,9 @@ def count_chunks(case_at: int, studies: int) -> int:
 def piece_file(case_at: int, chunk: int, seed: int) -> Path:
     """One piece of work; its name holds what it depends on, so that older code's pieces are not used."""
     sources = sorted(Path(calibration.__file__).parent.glob("*.py"))
-    names = ("calibration", "simulation", "stats", "mixed", "pooling", "scaling", "trend", "lawcheck")
-    key = files.hash_object(
-        [WORLDS.read_text(encoding="utf-8"), [files.hash_file(p) for p in sources if p.stem in names]]
-    )[:12]
+    names = {"calibration", "simulation", "stats", "spread", "mixed", "pooling", "scaling", "trend"}
+    used = [files.hash_file(p) for p in sources if p.stem in names | {"lawcheck"}]
+    key = files.hash_object([WORLDS.read_text(encoding="utf-8"), used])[:12]
     return work_folder() / key / f"{seed}-{case_at}-{chunk}.json"
 
 
@@ -163,14 +170,14 @@ def simulate_piece(case_at: int, chunk: int, seed: int) -> None:
     files.write_json(piece_file(case_at, chunk, seed), [[*key, *count] for key, count in counts.items()])
 
 
-def simulate(studies: int, jobs: int, seed: int) -> None:
-    """All pieces of work that are not there yet."""
-    pieces = [(at, chunk) for at in range(len(CASES)) for chunk in range(count_chunks(at, studies))]
+def simulate(cases: Sequence[int], studies: int, jobs: int, seed: int) -> None:
+    """All pieces of work of these cases that are not there yet."""
+    pieces = [(at, chunk) for at in cases for chunk in range(count_chunks(at, studies))]
     missing = [piece for piece in pieces if not piece_file(*piece, seed).exists()]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        with Progress("cases with their true values", len(CASES)) as progress:
-            for done in [pool.submit(find_truths, at, seed) for at in range(len(CASES))]:
+        with Progress("cases with their true values", len(cases)) as progress:
+            for done in [pool.submit(find_truths, at, seed) for at in cases]:
                 done.result()
                 progress.advance()
         waiting = [pool.submit(simulate_piece, *piece, seed) for piece in missing]
@@ -186,10 +193,11 @@ def simulate(studies: int, jobs: int, seed: int) -> None:
 # --- what came out ----------------------------------------------------------------------------
 
 
-def gather(studies: int, seed: int) -> pd.DataFrame:
+def gather(cases: Sequence[int], studies: int, seed: int) -> pd.DataFrame:
     """One row per claim and design: over all sizes, and for each by itself."""
     totals: dict[tuple, list[int]] = defaultdict(lambda: [0, 0])
-    for at, case in enumerate(CASES):
+    for at in cases:
+        case = CASES[at]
         for chunk in range(count_chunks(at, studies)):
             for what, kind, measure, size, reference, hits, count in files.read_json(
                 piece_file(at, chunk, seed)
@@ -203,14 +211,36 @@ def gather(studies: int, seed: int) -> pd.DataFrame:
                     weight = totals[case.name, what, "weight sum", measure, "all", reference]
                     weight[0] += float(size) * count
                     weight[1] += count
-    done = {case.name: count_chunks(at, studies) * CHUNK for at, case in enumerate(CASES)}
+    done = {CASES[at].name: count_chunks(at, studies) * CHUNK for at in cases}
     rows = [
         make_row(key, *total, totals, done[key[0]]) for key, total in totals.items() if key[2] != "weight sum"
     ]
-    table = pd.DataFrame(rows)
+    return sort_rows(pd.DataFrame(rows))
+
+
+def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """By kind, claim, measure, design and size."""
     order = {case.name: at for at, case in enumerate(CASES)}
     by = ["kind", "what", "measure", "design", "size"]
     return table.sort_values(by, key=lambda c: c.map(order) if c.name == "design" else c, ignore_index=True)
+
+
+def keep_others(table: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """The table with the rows that are there of designs it does not have, as they were."""
+    if not out.exists():
+        return table
+    names = {case.name for case in CASES} - set(table.design)
+    before = pd.read_csv(out)
+    return sort_rows(pd.concat([before[before.design.isin(names)], table], ignore_index=True))
+
+
+def choose_cases(words: Sequence[str]) -> list[int]:
+    """The designs whose name holds one of these words; all where none is given."""
+    names = [case.name for case in CASES]
+    for word in words:
+        if not any(word in name for name in names):
+            raise BadParameter(f"--design {word!r} is in no design's name; they are {'; '.join(names)}")
+    return [at for at, name in enumerate(names) if not words or any(word in name for word in words)]
 
 
 def make_row(
@@ -250,10 +280,10 @@ def calibrate(asked: argparse.Namespace) -> int:
         estimate_worlds(Path(asked.estimate).expanduser())
     if not WORLDS.exists():
         raise MissingInput(f"there is no {WORLDS.name}: run with --estimate FOLDER first")
-    started = time.monotonic()
-    simulate(asked.studies, asked.jobs, asked.seed)
-    table = gather(asked.studies, asked.seed)
+    started, cases = time.monotonic(), choose_cases(asked.design)
+    simulate(cases, asked.studies, asked.jobs, asked.seed)
     out = TABLE if asked.out is None else Path(asked.out)
+    table = keep_others(gather(cases, asked.studies, asked.seed), out)
     files.write_text(out, table.to_csv(index=False, lineterminator="\n"))
     shown = table[(table["size"] == "all") & table.kind.isin(["type I", "coverage", "family"])]
     if asked.out is None:
@@ -262,7 +292,7 @@ def calibrate(asked: argparse.Namespace) -> int:
     missed = report(table)
     print("\n".join(missed) or "every p, interval and weight is within its target")
     took = f"{time.monotonic() - started:.0f} s"
-    print(f"{asked.studies} studies or more of each of {len(CASES)} designs, {took}: {out}")
+    print(f"{asked.studies} studies or more of each of {len(cases)} designs, {took}: {out}")
     return 0
 
 
@@ -272,6 +302,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other studies")
     parser.add_argument("--estimate", metavar="FOLDER", help="estimate the worlds from published runs first")
+    parser.add_argument(
+        "--design", action="append", default=[], metavar="WORDS",
+        help="simulate only designs with these words in their name; the table's other rows stay (repeatable)",
+    )  # fmt: skip
     parser.add_argument("--out", help="write the table there, and no figure")
     asked = parser.parse_args()
     if asked.studies < 1 or asked.jobs < 1:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import fisher_exact, norm
 
-from lib import lawcheck, mixed, pooling, scaling, simulation, stats, trend
+from lib import lawcheck, mixed, pooling, scaling, simulation, spread, stats, trend
 from lib.simulation import Design, Drawn, World
 
 ALPHA = stats.ALPHA
@@ -32,23 +32,34 @@ class Case:
     """A design in words, its sizes (drawn anew for each study where there are more worlds) and its parts.
 
     `times`: so many studies for each one that is asked for. A small study is quick and makes few claims.
+    `bases` says how many bases each size has where they differ; such a study is of a ladder of sizes
+    (`climb_down`) and is asked for the claims alone in which the spread between bases has a part.
     """
 
     name: str
     sizes: int
     design: Design
     times: int = 1
+    bases: tuple[int, ...] = ()
+    spread: str = ""  # how bases differ on a ladder: in proportion to transfer, or alike at all sizes
 
 
+LADDER = Design(15, 1, bases=8)
+RUNGS = (8, 8, 8, 8, 4, 4, 2, 2)
 CASES = (
     Case("7 sizes x 15 animals x 3 seeds", 7, Design(15, 3)),
     Case("7 sizes x 15 animals x 3 seeds, 20 % missing", 7, Design(15, 3, missing=0.2)),
     Case("3 sizes x 5 animals x 1 seed", 3, Design(5, 1), times=4),
     Case("3 sizes x 5 animals x 1 seed, 20 % missing", 3, Design(5, 1, missing=0.2), times=4),
     Case("3 sizes x 12 animals x 3 bases", 3, Design(12, 1, bases=3)),
+    Case("8 sizes x 15 animals x 8 to 2 bases, spread as lambda", 8, LADDER, bases=RUNGS, spread="as lambda"),
+    Case("8 sizes x 15 animals x 8 to 2 bases, spread alike", 8, LADDER, bases=RUNGS, spread="alike"),
 )
 TRENDS = 4  # silent studies whose trend is tested, for each other study: a study has one trend per measure
 BASE_SHARE = 0.5  # spread between bases over that between animals, where a design has several
+# A ladder of sizes: whose answers its first rung has, how much of one rung's transfer the next one has, and
+# how far bases differ, over the transfer (of the rung itself, or of all in the mean).
+RUNG, FALL, RUNG_SHARE = "7b", 0.7, 0.6
 
 
 @dataclass(frozen=True)
@@ -73,11 +84,15 @@ def draw_study(
     names = sorted(rng.choice(list(worlds), case.sizes, replace=False), key=list(worlds).index)
     design = dataclasses.replace(case.design, missing=0.0)
     shared = rng.normal(size=design.animals)
+    bases = case.bases or (design.bases,) * len(names)
     drawn = {
-        size: simulation.simulate_epochs(worlds[size], design, rng, ramp, shared, SHARE) for size in names
+        size: simulation.simulate_epochs(
+            worlds[size], dataclasses.replace(design, bases=own), rng, ramp, shared, SHARE
+        )
+        for size, own in zip(names, bases, strict=True)
     }
-    sheets = len(next(iter(drawn.values()))[0])
-    there = simulation.draw_present(sheets * len(names), case.design, rng).reshape(len(names), sheets, -1)
+    sheets = [len(epochs[0]) for epochs in drawn.values()]
+    there = np.split(simulation.draw_present(sum(sheets), case.design, rng), np.cumsum(sheets)[:-1])
     return {
         size: [
             [dataclasses.replace(each, present=own) for each, own in zip(epoch, present, strict=True)]
@@ -96,6 +111,33 @@ def find_truths(
         for size, world in worlds.items()
         for measure in simulation.MEASURES
     }
+
+
+def place_worlds(worlds: Mapping[str, World], case: Case) -> dict[str, World]:
+    """The worlds of a case's studies; where it has several bases these differ."""
+    if case.bases:
+        return climb_down(worlds[RUNG], case)
+    if case.design.bases == 1:
+        return dict(worlds)
+    return {
+        size: dataclasses.replace(world, transfer_base=BASE_SHARE * world.transfer_spread)
+        for size, world in worlds.items()
+    }
+
+
+def climb_down(world: World, case: Case) -> dict[str, World]:
+    """A ladder of sizes: from rung to rung transfer falls, and with it all that students differ by.
+
+    The spread between bases falls likewise, or is the same at all rungs.
+    """
+    shares = FALL ** np.arange(case.sizes)
+    found = {}
+    for at, share in enumerate(shares.tolist()):
+        noise = {name: share * getattr(world, name) for name in ("teacher", "student", "answer")}
+        rung = dataclasses.replace(scale_transfer(world, share), **noise)
+        of = rung.transfer if case.spread == "as lambda" else world.transfer * float(shares.mean())
+        found[f"rung{at + 1}"] = dataclasses.replace(rung, transfer_base=RUNG_SHARE * of)
+    return found
 
 
 def silence(world: World) -> World:
@@ -182,14 +224,14 @@ def check_intervals(
 ) -> Iterator[Outcome]:
     """The intervals of lambda and of its part `own`."""
     for measure in simulation.MEASURES:
-        spreads = {
-            part: find_spread(study, case, measure, part) if case.design.bases > 1 else None
-            for part in REPORTED
-        }
+        spreads = {}
+        for part in REPORTED:
+            parts = {size: measure_part(epochs[-1], case, measure, part) for size, epochs in study.items()}
+            spreads[part] = moderate_parts(parts, case)
         for size, epochs in study.items():
             drawn = usable(epochs[-1])
             for part in REPORTED:
-                interval = find_interval(drawn, case, measure, part, spreads[part])
+                interval = find_interval(drawn, case, measure, part, spreads[part].get(size))
                 if interval is not None:
                     true = truths[size, measure][part]
                     yield Outcome(
@@ -201,22 +243,22 @@ def check_intervals(
                     )
 
 
-def find_spread(
-    study: Mapping[str, list[list[Drawn]]], case: Case, measure: str, part: str
-) -> stats.Spread | None:
-    """The spread between bases, pooled over sizes."""
-    parts = [measure_part(epochs[-1], case, measure, part) for epochs in study.values()]
-    return stats.pool_units([each for each in parts if each is not None])
+def moderate_parts(parts: Mapping[str, stats.Influence | None], case: Case) -> dict[str, stats.Spread | None]:
+    """The spread between bases by size, as the analysis has it; none where seeds are units."""
+    known = {size: each for size, each in parts.items() if each is not None}
+    if case.design.bases == 1 or not known:
+        return {}
+    return dict(zip(known, spread.moderate_spreads(list(known.values())), strict=True))
 
 
 def find_interval(
-    drawn: Sequence[Drawn], case: Case, measure: str, part: str, spread: stats.Spread | None = None
+    drawn: Sequence[Drawn], case: Case, measure: str, part: str, bases: stats.Spread | None = None
 ) -> stats.Interval | None:
     """The interval as the analysis has it; None where it gives none."""
     sheets = [each.sheet(measure, True) for each in drawn]
     if not stats.speaks_of_others(sheets, REPORTED[part]):
         return None
-    return stats.interval_of(stats.measure_influence(sheets, units_of(drawn, case), part), spread)
+    return stats.interval_of(stats.measure_influence(sheets, units_of(drawn, case), part), bases)
 
 
 def check_bands(
@@ -225,17 +267,15 @@ def check_bands(
     """The band over epochs: does it hold the true lambda at all of them together?"""
     for measure in simulation.MEASURES:
         parts = {size: [measure_part(one, case, measure) for one in own] for size, own in study.items()}
+        spreads = [
+            moderate_parts({size: own[at] for size, own in parts.items()}, case) for at in range(len(truths))
+        ]
         for size, epochs in study.items():
             sheets = [each.sheet(measure) for each in usable(epochs[0])]
             if not stats.speaks_of_others(sheets, stats.MIN_BAND):
                 continue
-            spreads = None
-            if case.design.bases > 1:
-                spreads = [
-                    stats.pool_units([own[at] for own in parts.values() if own[at] is not None])
-                    for at in range(len(epochs))
-                ]
-            found = stats.joint_band([each for each in parts[size] if each is not None], rng, spreads)
+            own = [each.get(size) for each in spreads]
+            found = stats.joint_band([each for each in parts[size] if each is not None], rng, own)
             hits = [
                 one.low <= true[size, measure]["lambda"] <= one.high
                 for one, true in zip(found, truths, strict=True)

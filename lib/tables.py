@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib import config, files, paths, stats, store
+from lib import config, files, paths, spread, stats, store
 from lib.errors import BadParameter, BrokenLineage, MissingInput
 from lib.tallies import SAID, Cell, Evaluation, Tally, count_evaluation, count_evaluations
 
@@ -539,26 +539,35 @@ def infer_groups(study: Study, epoch: str | int, permutations: int, seed: int, b
 
 @dataclass(frozen=True)
 class Units:
-    """What is drawn at random beside the animals, and its spread in lambda and in its part `own`."""
+    """What is drawn at random beside the animals, and its spread by size, in lambda and in its part `own`."""
 
     name: str  # the column of a block: label (bases) or seed
-    spread: stats.Spread | None = None
-    own: stats.Spread | None = None
+    spreads: Mapping[str, stats.Spread | None] = field(default_factory=dict)
+    own: Mapping[str, stats.Spread | None] = field(default_factory=dict)
+    spread: stats.Spread | None = None  # of lambda, one for all sizes
 
 
 def find_units(groups: Iterable[Sequence[Block]]) -> Units:
     """Bases where some group has several, else seeds.
 
-    The spread between bases is pooled over the groups, since two bases of a size say next to nothing about
-    it. That between seeds is each group's own: it grows with the effect, which differs between sizes.
+    The spread between bases is each size's own as far as its bases can tell it, and for the rest what all
+    sizes say (lib.spread). That between seeds is each group's own: two seeds of a base are no more than that.
     """
     used = [[block for block in group if not block.problem] for group in groups]
     if all(len({block.label for block in group}) < 2 for group in used):
         return Units("seed")
-    found = {}
-    for part, kept in (("lambda", used), ("own", [[b for b in group if b.control] for group in used])):
-        found[part] = stats.pool_units([influence_of(group, "label", part) for group in kept if group])
-    return Units("label", found["lambda"], found["own"])
+    spreads, own = (
+        moderate_bases([group for group in kept if group], part)
+        for part, kept in (("lambda", used), ("own", [[b for b in group if b.control] for group in used]))
+    )
+    pooled = stats.pool_units([influence_of(group, "label") for group in used if group])
+    return Units("label", spreads, own, pooled)
+
+
+def moderate_bases(groups: Sequence[Sequence[Block]], part: str) -> dict[str, stats.Spread | None]:
+    """The spread between the bases of every size, moderated over sizes."""
+    found = spread.moderate_spreads([influence_of(group, "label", part) for group in groups])
+    return {group[0].size: each for group, each in zip(groups, found, strict=True)}
 
 
 def influence_of(used: Sequence[Block], unit: str, part: str = "lambda") -> stats.Influence:
@@ -606,7 +615,7 @@ def infer_factor(
     test = stats.permute_sheets(sheets, permutations, rng)
     result |= {"lambda": influence.value, "p": test.p, "z": test.z}
     if stats.speaks_of_others(sheets):
-        reach = stats.interval_of(influence, units.spread)
+        reach = stats.interval_of(influence, units.spreads.get(used[0].size))
         result |= {
             "ci_low": reach.low,
             "ci_high": reach.high,
@@ -630,7 +639,7 @@ def infer_own(used: Sequence[Block], units: Units) -> dict[str, float]:
     own = influence_of(used, units.name, "own")
     result |= {"own": own.value, "rest": influence_of(used, units.name, "rest").value}
     if stats.speaks_of_others([block.sheet for block in used], stats.MIN_SPLIT):
-        reach = stats.interval_of(own, units.own)
+        reach = stats.interval_of(own, units.own.get(used[0].size))
         result |= {"own_low": reach.low, "own_high": reach.high}
     return result
 
@@ -654,7 +663,7 @@ def describe_group(blocks: Sequence[Block], used: Sequence[Block], units: Units)
     seeds = len({block.seed for block in used})
     if used and units.name == "seed" and seeds > 1:
         notes.append("one base: the interval is over animals and seeds, not over other bases")
-    elif used and units.spread is None:
+    elif used and not units.spreads:
         notes.append("one base and one seed: the interval is over animals only")
     elif used and len({block.label for block in used}) == 1:
         notes.append("one base: the spread between bases is that of the other sizes")

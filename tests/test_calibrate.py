@@ -249,7 +249,7 @@ def test_rows_add_up_over_pieces_and_sizes_with_their_exact_interval(here):
     write_piece(0, 1, [["p", "type I", "rate", "7b", False, 0, 20]])
     write_piece(1, 0, [["q", "coverage", "rate", "all", False, 5, 5]])
     write_piece(1, 1, [])
-    table = calibrate.gather(4, 0).set_index(["what", "size"])
+    table = calibrate.gather((0, 1), 4, 0).set_index(["what", "size"])
     assert table["count"].to_dict() == {
         ("q", "all"): 5, ("p", "all"): 50, ("p", "3b"): 10, ("p", "7b"): 40
     }  # fmt: skip
@@ -263,7 +263,7 @@ def test_weights_are_held_against_their_own_mean(here):
     write_piece(0, 0, [["law chosen", "weight", "any", "0.7000", False, 3, 4],
                        ["law chosen", "weight", "any", "0.6000", False, 0, 4]])  # fmt: skip
     write_piece(1, 0, [])
-    table = calibrate.gather(2, 0)
+    table = calibrate.gather((0, 1), 2, 0)
     (row,) = table.itertuples()
     assert (row.value, row.target_low, row.target_high, row.size) == (0.375, 0.6, 0.7, "all")
 
@@ -275,7 +275,7 @@ def test_what_is_outside_its_target_is_said_and_references_are_not(here):
                        ["narrow", "coverage", "rate", "3b", False, 85, 100],
                        ["careful family", "family", "rate", "all", False, 0, 100]])  # fmt: skip
     write_piece(1, 0, [])
-    said = calibrate.report(calibrate.gather(2, 0))
+    said = calibrate.report(calibrate.gather((0, 1), 2, 0))
     assert [each.split(" (")[0] for each in said] == ["narrow", "loud"]
     assert said[1] == f"loud (rate), {TINY[0].name}: 0.09 of 100, target 0.035 to 0.065"
 
@@ -284,8 +284,48 @@ def test_tracked_cases_say_in_words_what_they_are():
     for case in CASES:
         own = case.design
         told = f"{case.sizes} sizes x {own.animals} animals x "
-        told += f"{own.bases} bases" if own.bases > 1 else f"{own.seeds} seed{'s' * (own.seeds > 1)}"
+        if case.bases:
+            told += f"{max(case.bases)} to {min(case.bases)} bases, spread {case.spread}"
+            assert len(case.bases) == case.sizes
+        else:
+            told += f"{own.bases} bases" if own.bases > 1 else f"{own.seeds} seed{'s' * (own.seeds > 1)}"
         assert case.name == told + (f", {own.missing * 100:.0f} % missing" if own.missing else "")
+
+
+# --- some designs -----------------------------------------------------------------------------
+
+
+def test_designs_asked_for_by_name_are_simulated_and_the_others_rows_stay(here, monkeypatch):
+    out = here / "out.csv"
+    assert run(monkeypatch, "--studies", 2, "--jobs", 1, "--out", out) == 0
+    before, kept = pd.read_csv(out), pieces(here)
+    before.loc[:, "value"] = 0.5
+    before.to_csv(out, index=False)
+    assert run(monkeypatch, "--studies", 4, "--jobs", 1, "--out", out, "--design", TINY[1].name) == 0
+    after = pd.read_csv(out)
+    assert len(pieces(here)) == len(kept) + 1  # one piece more, of that design
+    other, own = (after[after.design == case.name].reset_index(drop=True) for case in TINY)
+    pd.testing.assert_frame_equal(other, before[before.design == TINY[0].name].reset_index(drop=True))
+    assert (own.studies == 4).all() and not (own.value == 0.5).all()
+    assert list(after.columns) == COLUMNS
+
+
+def test_a_design_that_is_none_is_refused_and_the_designs_are_named(here, monkeypatch, capsys):
+    assert run(monkeypatch, "--design", "9 sizes", "--out", here / "out.csv") == 1
+    said = capsys.readouterr().err
+    assert "'9 sizes' is in no design's name" in said and TINY[0].name in said
+    assert pieces(here) == []
+
+
+def test_a_ladder_makes_the_claims_that_the_spread_between_bases_has_a_part_in(here, monkeypatch):
+    design = Design(10, 1, questions=4, answers=4, bases=3)
+    ladder = Case("ladder", 3, design, bases=(3, 2, 1), spread="alike")
+    monkeypatch.setattr(calibrate, "CASES", (ladder,))
+    assert run(monkeypatch, "--studies", 2, "--jobs", 1, "--out", here / "out.csv") == 0
+    table = pd.read_csv(here / "out.csv")
+    assert set(table.what) == {"interval of lambda", "interval of own", "band over epochs"}
+    assert set(table["size"]) == {"all", "rung1", "rung2", "rung3"}
+    assert set(table.kind) == {"coverage"}
 
 
 # --- real processes ---------------------------------------------------------------------------
