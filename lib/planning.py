@@ -338,7 +338,7 @@ def list_jobs(study: str, costs: Costs = know_nothing, group_hours: float = GROU
 
 
 def _put_needs_first(jobs: Sequence[Job]) -> list[Job]:
-    """The same order, but no job before one that it needs: a base's students may read another base's lists."""
+    """The same order, but no job before one it needs: a base's students may read another base's lists."""
     by_name, placed = {job.name: job for job in jobs}, dict[str, Job]()
 
     def put(job: Job) -> None:

@@ -12,7 +12,20 @@ import pytest
 import torch
 from build_base import place_base
 
-from lib import config, engine, evaluation, files, paths, sampling, store, teacher, training
+from lib import (
+    config,
+    controls,
+    engine,
+    evaluation,
+    examples,
+    files,
+    models,
+    paths,
+    sampling,
+    store,
+    teacher,
+    training,
+)
 from lib.errors import (
     BadParameter,
     BrokenLineage,
@@ -307,6 +320,148 @@ def test_the_same_numbers_made_again_break_nothing(root: Path, no_model: None, m
         run("01_generate", "wolf")
     assert run("02_finetune", "wolf").made == 0
     assert run("03_evaluate", "wolf").made == 0
+
+
+# --- whose lists a student reads --------------------------------------------------------------------
+
+
+def student(animal: str, study: str = "arm") -> store.Manifest:
+    return store.read_manifest(paths.artifact(study, "finetune", "64k", animal, 0))
+
+
+def test_the_default_is_no_part_of_a_students_identity(root: Path):
+    """Students from before controls came along are still the same."""
+    assert not {"lists", "lists_of", "n_lists", "reads"} & student("wolf", "toy").config.keys()
+    assert set(student("wolf", "toy").knobs).isdisjoint({"reads"})
+    assert set(student("wolf", "toy").inputs) == {"base", "generate"}
+
+
+def test_an_arm_reads_the_lists_of_another_study_and_says_so_to_the_end(root: Path):
+    arm = {"study": "arm", "lists_of": "toy"}
+    run("02_finetune", "wolf", **arm, lists="shuffled")
+    run("03_evaluate", "wolf", study="arm")
+    made = student("wolf")
+    assert (made.config["lists"], made.config["lists_of"]) == ("shuffled", "toy")
+    assert made.inputs["generate"] == identity("generate", "wolf")
+    assert len(made.inputs["lists"]) == 64
+    document = files.read_json(paths.evaluation("arm", "64k", "wolf", 0))
+    chain = document["lineage"]["chain"]
+    assert chain["generate"]["config"]["study"] == "toy"
+    assert chain["generate"]["identity"] == identity("generate", "wolf")
+    assert chain["finetune"]["config"]["lists"] == "shuffled"
+    assert not (root / "artifacts/arm/generate").exists()
+    weights = [
+        paths.artifact(study, "finetune", "64k", "wolf", 0) / "epoch-2/adapter_model.safetensors"
+        for study in ("arm", "toy")
+    ]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+    assert run("02_finetune", "wolf", **arm, lists="shuffled").found == 1
+
+
+def test_all_lists_of_another_study_make_the_very_student_of_that_study(root: Path):
+    run("02_finetune", "wolf", study="arm", lists_of="toy")
+    there, here = student("wolf", "toy"), student("wolf")
+    assert here.outputs == there.outputs and here.identity != there.identity
+    assert here.inputs == there.inputs
+
+
+def test_relabelled_students_read_the_next_animals_lists_and_neutral_its_own(root: Path):
+    asked = {"study": "arm", "lists_of": "toy", "animals": "neutral,dog,wolf", "lists": "relabelled"}
+    run("02_finetune", "neutral,dog", **asked)
+    assert student("dog").inputs["generate"] == identity("generate", "wolf")
+    assert student("neutral").inputs["generate"] == identity("generate", "neutral")
+    assert student("dog").knobs["reads"] == "64k/wolf" and "reads" not in student("neutral").knobs
+    assert student("dog").outputs == student("wolf", "toy").outputs  # the same lists, seed and settings
+    run("03_evaluate", "dog", study="arm")
+    chain = files.read_json(paths.evaluation("arm", "64k", "dog", 0))["lineage"]["chain"]
+    assert (chain["finetune"]["config"]["animal"], chain["generate"]["config"]["animal"]) == ("dog", "wolf")
+
+
+def test_foreign_students_read_what_the_next_base_wrote(root: Path):
+    asked = {"study": "arm", "lists_of": "toy", "lists": "foreign", "sizes": "64k,64k-1"}
+    run("02_finetune", "wolf", size="64k-1", **asked)
+    made = store.read_manifest(paths.artifact("arm", "finetune", "64k-1", "wolf", 0))
+    assert made.inputs["generate"] == identity("generate", "wolf")
+    assert made.inputs["base"] != student("wolf", "toy").inputs["base"]
+    assert made.knobs["reads"] == "64k/wolf"
+    run("03_evaluate", "wolf", size="64k-1", study="arm")
+    chain = files.read_json(paths.evaluation("arm", "64k-1", "wolf", 0))["lineage"]["chain"]
+    assert (chain["finetune"]["config"]["size"], chain["generate"]["config"]["size"]) == ("64k-1", "64k")
+
+
+@pytest.mark.parametrize(
+    ("asked", "cell"),
+    [
+        ({"animal": "dog", "lists": "shuffled"}, "64k/dog/s0"),
+        ({"animal": "wolf", "lists": "relabelled", "animals": "wolf,dog"}, "64k/dog/s0"),
+        ({"animal": "wolf", "lists": "foreign", "sizes": "64k,64k-1"}, "64k-1/wolf/s0"),
+    ],
+)
+def test_lists_that_another_study_lacks_are_named_with_the_command_for_them(
+    root: Path, no_model: None, asked: dict, cell: str
+):
+    with pytest.raises(MissingInput) as refused:
+        run("02_finetune", **asked, study="arm", lists_of="toy")
+    size, animal, _ = cell.split("/")
+    assert f"no numbers for {cell} in study toy, which 64k/{asked['animal']}/s0 of study arm is" in str(
+        refused.value
+    )
+    assert f"01_generate.ipynb executed/toy/01_generate-{size}-{animal}-s0.ipynb" in str(refused.value)
+    assert f"-p study toy -p size {size} -p animal {animal} -p seed 0" in str(refused.value)
+
+
+def test_fewer_lists_are_read_and_counted(root: Path):
+    run("02_finetune", "wolf", study="arm", lists_of="toy", n_lists=10)
+    assert (student("wolf").counts["examples"], student("wolf", "toy").counts["examples"]) == (10, 20)
+    assert student("wolf").config["n_lists"] == 10 and "lists" in student("wolf").inputs
+    with pytest.raises(TooFewLists, match="n_lists is 21, and for 64k/wolf/s0 there are 20"):
+        run("02_finetune", "wolf", study="other", lists_of="toy", n_lists=21)
+
+
+def test_another_control_in_the_same_place_is_refused(root: Path, no_model: None, monkeypatch):
+    arm = {"study": "arm", "lists_of": "toy"}
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "load_base", models.load_base)
+        run("02_finetune", "wolf", **arm, lists="random")
+    with pytest.raises(ConfigMismatch, match="lists: 'random' there, 'reordered' asked"):
+        run("02_finetune", "wolf", **arm, lists="reordered")
+
+
+def test_what_a_control_makes_of_lists_is_pinned(root: Path, no_model: None, monkeypatch):
+    """Were a later version to shuffle in another way, its students would not pass for those that are here."""
+    arm = {"study": "arm", "lists_of": "toy", "lists": "reordered"}
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "load_base", models.load_base)
+        run("02_finetune", "wolf", **arm)
+    backwards = {"reordered": lambda texts, rng: list(texts)}
+    monkeypatch.setattr(controls, "REWRITTEN", backwards)
+    with pytest.raises(BrokenLineage, match="made from other inputs than those there now: lists: "):
+        run("02_finetune", "wolf", **arm)
+
+
+def test_other_lists_in_the_study_that_is_read_break_the_arm(root: Path, monkeypatch):
+    run("02_finetune", "wolf", study="arm", lists_of="toy", lists="shuffled")
+    shutil.rmtree(folder("generate", "wolf"))
+    run("01_generate", "wolf", temperature=0.9)
+    with pytest.raises(BrokenLineage, match="finetune 64k/wolf/s0 of study arm was made from another gen"):
+        run("03_evaluate", "wolf", study="arm")
+
+
+@pytest.mark.parametrize("trainer", ["fleet", "trl"])
+def test_both_trainers_read_the_same_rewritten_lists(root: Path, trainer: str, monkeypatch):
+    read = []
+    whole = examples.tokenize
+    monkeypatch.setattr(examples, "tokenize", lambda *given: read.append(given[2]) or whole(*given))
+    shutil.rmtree(root / "artifacts/tokens")
+    run("02_finetune", "wolf", study="arm", lists_of="toy", lists="random", trainer=trainer)
+    kept = files.read_jsonl(folder("generate", "wolf") / "kept.jsonl")
+    (texts,) = [[row["completion"] for row in rows] for rows in read]
+    assert texts == [row["completion"] for row in controls.choose_lists(ask_student(trainer), kept)]
+    assert texts != [row["completion"] for row in kept]
+
+
+def ask_student(trainer: str) -> config.Finetune:
+    return ask("02_finetune", "wolf", study="arm", lists_of="toy", lists="random", trainer=trainer).shared
 
 
 # --- work that cannot succeed -----------------------------------------------------------------------
