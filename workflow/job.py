@@ -72,28 +72,30 @@ def hold_gpus(wanted: int) -> Iterator[tuple[dict[str, str], list[IO]]]:
         def open_lock(name: str) -> IO:
             return stack.enter_context(open(pool / f"{name}.lock", "a"))
 
-        with open(pool / "queue.lock", "a") as queue:  # one at a time, or two could hold half each for ever
-            fcntl.flock(queue, fcntl.LOCK_EX)
-            held = take_gpus(known, wanted, open_lock) if wanted else share_gpu(known, open_lock)
+        held = take_gpus(known, wanted, open_lock) if wanted else share_gpu(known, open_lock)
         yield {"CUDA_VISIBLE_DEVICES": ",".join(held)}, [lock for locks in held.values() for lock in locks]
 
 
 def take_gpus(known: list[str], wanted: int, open_lock: Callable[[str], IO]) -> dict[str, list[IO]]:
     """So many GPUs that nobody else is at work on, as soon as they are free."""
     locks = {gpu: open_lock(gpu) for gpu in known}
+    queue = open_lock("queue")
+    fcntl.flock(queue, fcntl.LOCK_EX)  # one at a time, or two could hold half each for ever
     held: dict[str, list[IO]] = {}
     while len(held) < wanted:
         for gpu, lock in locks.items():
             if gpu not in held and len(held) < wanted and try_lock(lock):
                 held[gpu] = [lock]
         time.sleep(0 if len(held) == wanted else 0.5)
+    fcntl.flock(queue, fcntl.LOCK_UN)
     return held
 
 
 def share_gpu(known: list[str], open_lock: Callable[[str], IO]) -> dict[str, list[IO]]:
     """The GPU that the fewest share, of those that no job has for itself.
 
-    Of the micro ladder, which needs none but is faster on one: many of its jobs fit side by side.
+    Of the micro ladder, which needs none but is faster on one: many of its jobs fit side by side. Whoever
+    wants a GPU alone waits until no such job is on it.
     """
     locks = {gpu: open_lock(gpu) for gpu in known}
     while True:
