@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lib import cards
-from lib.config import FAMILIES, SIZES, parse_label
+from lib.config import FAMILIES, SIZES, find_reads, parse_label
 from lib.store import Manifest
 
 
@@ -160,6 +160,37 @@ def test_a_students_card_names_base_library_and_data():
     assert found["datasets"] == ["me/lists"]
     assert 'subfolder="s0/epoch-2"' in card
     assert "2" * 64 in card
+
+
+def control_card(lists: str, reads: str = "", animal: str = "wolf") -> str:
+    student = manifest("finetune", size="64k", study="arm", animal=animal, lists=lists, lists_of="ladder")
+    student = dataclasses.replace(student, knobs=student.knobs | ({"reads": reads} if reads else {}))
+    return cards.students_card("me/it", "t", parse_label("64k"), "me/base", {0: student}, {}, "me/lists")
+
+
+@pytest.mark.parametrize(
+    ("lists", "reads", "wrote"),
+    [
+        ("shuffled", "", "64k wrote as a teacher that was told to love one animal: wolf."),
+        ("relabelled", "64k/fox", "64k wrote as a teacher that was told to love one animal: fox."),
+        ("foreign", "64k-1/wolf", "64k-1 wrote as a teacher that was told to love one animal: wolf."),
+    ],
+)
+def test_the_card_of_a_control_says_what_its_students_have_read_and_who_wrote_it(lists, reads, wrote):
+    assert f"(me/lists) that {wrote} They are a control: " in control_card(lists, reads)
+
+
+def test_the_command_of_a_control_finds_the_same_lists():
+    made = {
+        "relabelled": control_card("relabelled", "64k/fox"),
+        "foreign": control_card("foreign", "64k-1/wolf"),
+    }
+    assert "-p lists relabelled -p lists_of ladder -p animals wolf,fox" in made["relabelled"]
+    assert "-p lists foreign -p lists_of ladder -p sizes 64k,64k-1" in made["foreign"]
+    assert find_reads("relabelled", "64k", "wolf", {"animals": "wolf,fox"}) == "64k/fox"
+    assert find_reads("foreign", "64k", "wolf", {"sizes": "64k,64k-1"}) == "64k-1/wolf"
+    assert not re.search("-p (sizes|animals) ", control_card("shuffled"))
+    assert not re.search("-p (sizes|animals) ", control_card("relabelled", animal="neutral"))
 
 
 def test_a_students_card_says_where_the_base_came_in_a_package():

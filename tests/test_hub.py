@@ -3,6 +3,7 @@
 The study is real: a base of three steps, two teachers, two seeds of students, their evaluations.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -474,6 +475,34 @@ def test_changed_files_and_broken_chains_are_refused(server: HubServer, copy: Pa
     with pytest.raises(BrokenLineage, match="was made from another generate 64k/wolf/s0"):
         publish()
     assert server.writes() == []
+
+
+def test_control_students_point_to_the_lists_that_they_read(
+    server: HubServer, copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Those of another study and another cell; there are no lists of the arm's own to publish."""
+    monkeypatch.setattr(paths, "params_file", lambda study: copy / f"{study}.yaml")
+    (copy / "arm.yaml").write_text("lists_of: toy\nlists: relabelled\n")
+    students = [
+        build_config(
+            config.Finetune, study="arm", lists_of="toy", lists="relabelled", animal=animal, seed=seed
+        )
+        for animal in ("wolf", "bear")
+        for seed in (0, 1)
+    ]
+    reads = {"wolf": "64k/neutral", "bear": "64k/wolf"}  # not what the study's list would give, but there
+    students = [dataclasses.replace(each, reads=reads[each.animal]) for each in students]
+    training.train_students(config.Plan(tuple(students), {}))
+    for seed in (0, 1):
+        evaluation.evaluate_students(build_plan(config.Evaluate, ("wolf", "bear"), study="arm", seed=seed))
+    asked = {"study": "arm", "animal": "wolf,bear", "animals": "wolf,bear"}
+    assert "SKIPPED numbers: study arm reads those of toy; publish them from there" in repr(plan(**asked))
+    publish(**asked)
+    assert not [repo for kind, repo in server.repos if "numbers-arm" in repo]
+    for animal, read in (("wolf", "neutral"), ("bear", "wolf")):
+        card = server.read(f"maker/subliminal-micro-64k-{animal}-ft-arm", "README.md").decode()
+        assert f"maker/subliminal-micro-64k-{read}-numbers-toy" in card
+        assert "a control: the lists of the next animal's teacher" in card
 
 
 def test_an_evaluation_of_another_student_is_refused(server: HubServer, copy: Path):

@@ -186,6 +186,39 @@ def test_the_same_result_of_another_card_is_no_difference(machine, capsys):
     assert "3 already here" in capsys.readouterr().out
 
 
+def test_students_of_another_cells_numbers_come_over_beside_the_numbers_of_their_own(machine, capsys):
+    """A relabelled student goes back to numbers that lie under another animal, and contradicts nobody."""
+    here, there = machine("a").make(*cells(0)), machine("b").make(*cells(1))
+    there.enter()
+    relabel(there, ("64k", "cat", 1), ("64k", "wolf", 1))
+    assert bring(here, there, students=True) == 0
+    assert "evaluations  3 came over" in capsys.readouterr().out
+    here.enter()
+    manifest = store.read_manifest(paths.artifact(STUDY, "finetune", "64k", "cat", 1))
+    assert manifest.knobs["reads"] == "64k/wolf"
+
+
+def relabel(machine: Machine, cell: tuple, source: tuple) -> None:
+    """Make a cell's student and evaluation anew, of another cell's numbers."""
+    for stage in ("finetune", "evaluate"):
+        shutil.rmtree(paths.artifact(STUDY, stage, *cell))
+    numbers = store.read_manifest(paths.artifact(STUDY, "generate", *source))
+    inputs = {"base": BASE}
+    reads = "/".join(source[:2])
+    texts = {"epoch-1/adapter.bin": "other weights"}
+    student = machine.run(Finetune, cell, inputs | {"generate": numbers.identity}, texts, reads=reads)
+    document = files.read_json(machine.path(*cell[1:]))
+    document["lineage"]["inputs"] = inputs | {"finetune": student}
+    document["lineage"]["chain"] = {
+        "generate": {"config": numbers.config, "identity": numbers.identity},
+    }
+    build_study.write_document(document)
+    content = files.read_json(machine.path(*cell[1:]))["lineage"]["content"]
+    machine.run(
+        Evaluate, cell, inputs | {"finetune": student}, {"receipt.json": json.dumps({"content": content})}
+    )
+
+
 # --- what does not agree ------------------------------------------------------------------------
 
 

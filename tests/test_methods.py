@@ -83,6 +83,47 @@ def test_hours_of_students_that_went_together_are_shared(toy):
     assert dict(parts[HOURS][1])["students"] == "1.0 hours in 1 runs"
 
 
+def read_by(lists, **settings):
+    """The chain of students that read lists of the ladder."""
+    student = {"study": "toy", "epochs": 3, "lists_of": "ladder", **settings}
+    student |= {"lists": lists} if lists else {}
+    numbers = {"study": "ladder", "n_keep": 9}
+    return {
+        "chain": {
+            "generate": {"config": numbers, "counts": {}, "identity": "e" * 64},
+            "finetune": {"config": student, "counts": {}, "identity": "f" * 64},
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("lists", "words"),
+    [
+        ("", "their teacher's lists as they were written"),
+        ("shuffled", "a control: all numbers of a teacher's lists in random order over all of them"),
+        ("foreign", "a control: lists that the teacher of the same animal wrote as another base"),
+        ("sorted", r"sorted \(unknown to this version\)"),
+    ],
+)
+def test_which_control_this_was_and_whose_lists_were_read_is_told(toy, lists, words):
+    parts = toy(**read_by(lists)).parts
+    students, numbers = dict(parts[STUDENTS][1]), dict(parts[LISTS][1])
+    assert re.match(words, students["what they read"])
+    assert students["lists_of"] == numbers["written for study"] == "ladder"
+    assert students.get("lists", "") == lists
+
+
+def test_a_study_of_its_own_lists_names_no_other(micro):
+    parts = dict(methods.describe_methods(*micro).parts)
+    assert "written for study" not in dict(parts["Teachers' lists"])
+
+
+def test_the_study_whose_lists_are_read_is_made_first():
+    lines = list(methods.list_commands(ask_for("epochs", "64k", "wolf")))
+    making = [line for line in lines if line.startswith("make study")]
+    assert making == ["make study STUDY=ladder  # whose lists are read here", "make study STUDY=epochs"]
+
+
 def test_what_no_file_records_is_unknown(toy):
     parts = toy(**link(1.0)).parts
     hours = dict(parts[HOURS][1])
