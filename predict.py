@@ -1,0 +1,301 @@
+"""What 06_predict says of bases beside what their students did: `python predict.py`.
+
+Where evaluations and predictions of a study lie in results/<study>/, `python predict.py --study ladder`
+gathers them into benchmarks/predictors.csv, one row per base; else that file is read as it is. From it follow
+figures/predictors.png and benchmarks/predictor-tests.csv. Predictions are made by 06_predict, base by base
+(n_raw 480 for 64k, 240 from 166k up):
+
+    papermill notebooks/06_predict.ipynb executed/predict.ipynb -p study ladder -p size 64k -p n_raw 480
+
+Bases 0 to 3 of a size were explored, bases 4 to 7 held out until one predictor was named (LOG.md).
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from lib import config, files, paths, plots, ranks, stats, store, tables
+from lib.colours import HUES
+from lib.errors import MissingInput
+from lib.terminal import guarded
+
+TABLE = "predictors.csv"
+TESTS = "predictor-tests.csv"
+FIRST_HELD_OUT = 4
+GROUPS = ("explored", "held out")
+NAMED = "directed_adam_digits"  # before any held-out base was looked at (LOG.md)
+FORM = "adam_digits"  # whose matrix is compared with the measured one
+# Every candidate as it was written down beforehand, with the sign expected; 0 is either.
+CANDIDATES: Mapping[str, int] = {
+    "leak": 1,
+    "leak_first": 1,
+    "leak_digits": 1,
+    "leak_separators": 1,
+    "leak_end": 1,
+    "leak_distinct": 1,
+    "directed_descent_whole": 1,
+    "directed_sign_whole": 1,
+    "directed_adam_whole": 1,
+    "alignment_descent_whole": 1,
+    "alignment_adam_whole": 1,
+    "force_descent_whole": 1,
+    "force_adam_whole": 1,
+    "reach_descent_whole": 1,
+    "reach_adam_whole": 1,
+    "rest_share_directed": 1,
+    "rest_share_force": 1,
+    "digit_entropy": 0,
+    "teacher_strength": 1,
+    "loss": -1,
+    "norm_animals": 0,
+    "norm_digits": 0,
+    "prior_spread": 0,
+}
+# Came up while exploring: the same of the digits alone.
+LATER: Mapping[str, int] = {
+    "directed_descent_digits": 1,
+    "directed_sign_digits": 1,
+    "directed_adam_digits": 1,
+    "alignment_descent_digits": 1,
+    "alignment_adam_digits": 1,
+    "force_adam_digits": 1,
+}
+MAKINGS = ("lambda", NAMED, "force_adam_digits", "reach_adam_whole", "alignment_adam_digits")
+ORDERS = 20_000
+
+
+# --- gathering ----------------------------------------------------------------------------------
+
+
+def find_documents(study: str) -> dict[str, dict]:
+    """The predictions of a study's bases, by label."""
+    found = {}
+    for path in sorted(paths.results(study).glob("*/predictors.json")):
+        document = files.read_json(path)
+        store.check_seal(document, path)
+        found[path.parent.name] = document
+    return found
+
+
+def measure_lifts(study: str, labels: Sequence[str]) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """lambda of every base, and its measured matrix, mean over seeds."""
+    seeds = str(config.study_overrides(study).get("seeds", "0"))
+    read = tables.load_study(study, ",".join(labels), "grid", seeds)
+    bases = tables.base_table(read, "last", 99, 0)
+    matrices: dict[str, list[np.ndarray]] = {}
+    for block in tables.lifts(read, "logprob", "last"):
+        whole = block.matrix.loc[list(read.animals), list(read.animals)]
+        matrices.setdefault(block.label, []).append(whole.to_numpy())
+    means = {label: np.mean(each, 0) for label, each in matrices.items()}
+    return bases[bases.measure == "logprob"].set_index("label"), means
+
+
+def gather(study: str) -> tuple[pd.DataFrame, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """One row per base, and predicted and measured matrix of each."""
+    documents = find_documents(study)
+    if not documents:
+        raise MissingInput(f"no predictions in {paths.results(study)}: run 06_predict for its bases first")
+    bases, measured = measure_lifts(study, list(documents))
+    rows, pairs = [], {}
+    for label, document in documents.items():
+        order = [
+            document["animals"].index(name) for name in sorted(document["animals"], key=tables.ORDER.get)
+        ]
+        predicted = np.array(document["matrices"][FORM])[np.ix_(order, order)]
+        pairs[label] = predicted, measured[label]
+        row = bases.loc[label]
+        rows.append(
+            {
+                "study": study,
+                "label": label,
+                "size": row["size"],
+                "params": row["params"],
+                "base": row["base"],
+                "group": GROUPS[int(row["base"] >= FIRST_HELD_OUT)],
+                "lists_asked": document["config"]["n_raw"],
+                "lambda": row["lambda"],
+                "error": row["error"],
+                "terms_match": match_terms(*pairs[label]),
+                "others_match": stats.correlate_residuals(*pairs[label]),
+                **document["numbers"],
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["params", "base"], ignore_index=True), pairs
+
+
+def match_terms(predicted: np.ndarray, measured: np.ndarray) -> float:
+    """Correlation of the animals' own transfer, predicted and measured."""
+    return float(np.corrcoef(stats.transfer_terms(predicted), stats.transfer_terms(measured))[0, 1])
+
+
+# --- testing ------------------------------------------------------------------------------------
+
+
+def rank_candidates(table: pd.DataFrame) -> pd.DataFrame:
+    """Every candidate on either group of bases: rho within sizes, and what chance gives."""
+    rows = []
+    for name, sign in {**CANDIDATES, **LATER}.items():
+        row = {"candidate": name, "expected": sign, "beforehand": name in CANDIDATES}
+        for group, own in table.groupby("group"):
+            found = ranks.associate(own[name], own["lambda"], list(own["size"]))
+            key = str(group).replace(" ", "_")
+            row |= {f"bases_{key}": len(own), f"rho_{key}": found.rho, f"p_{key}": found.either}
+            if name == NAMED:
+                row[f"p_one_sided_{key}"] = found.greater
+        rows.append(row)
+    tests = pd.DataFrame(rows)
+    for group in (name for name in GROUPS if f"p_{name.replace(' ', '_')}" in tests):
+        key = group.replace(" ", "_")
+        tests[f"p_adjusted_{key}"] = stats.adjust_holm(tests[f"p_{key}"].to_numpy())
+    return tests
+
+
+def compare_matrices(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[float, float]]:
+    """Mean correlation of predicted and measured matrices, and its p: one order of animals for all bases."""
+    rng = np.random.default_rng(0)
+    size = len(next(iter(pairs.values()))[0])
+    orders = [np.arange(size), *(rng.permutation(size) for _ in range(ORDERS))]
+    terms = [tuple(stats.transfer_terms(each) for each in pair) for pair in pairs.values()]
+    off = ~np.eye(size, dtype=bool)
+    left = [tuple(stats.pair_noise(each) for each in pair) for pair in pairs.values()]
+    found = {"terms": [], "others": []}
+    for order in orders:
+        found["terms"].append(np.mean([np.corrcoef(one[order], other)[0, 1] for one, other in terms]))
+        moved = [(one[np.ix_(order, order)][off], other[off]) for one, other in left]
+        found["others"].append(np.mean([np.corrcoef(one, other)[0, 1] for one, other in moved]))
+    return {
+        name: (float(null[0]), float(np.mean(np.array(null) >= null[0] - 1e-12)))
+        for name, null in found.items()
+    }
+
+
+def fit_slopes(table: pd.DataFrame) -> dict[str, float]:
+    """Exponent over parameters of the mean at each size, least squares on logarithms."""
+    means = table.groupby("params")[list(MAKINGS)].mean()
+    good = [name for name in MAKINGS if (means[name] > 0).all()]
+    return {name: float(np.polyfit(np.log(means.index), np.log(means[name]), 1)[0]) for name in good}
+
+
+# --- drawing ------------------------------------------------------------------------------------
+
+
+def draw(table: pd.DataFrame, tests: pd.DataFrame) -> plots.Slide:
+    """Candidates by rho, the named one base by base, and what it is made of over sizes."""
+    with plt.rc_context(plots.STYLE | {"font.size": 11, "axes.titlesize": 13, "axes.labelsize": 12}):
+        slide = plots.Slide(figsize=plots.INCHES, dpi=plots.DPI, layout="constrained")
+        FigureCanvasAgg(slide)
+        left, right = slide.subfigures(1, 2, width_ratios=(1, 1.15))
+        draw_tests(tests, left.subplots())
+        above, below = right.subfigures(2, 1, height_ratios=(1.5, 1))
+        sizes = list(dict.fromkeys(table["size"]))
+        for number, (size, ax) in enumerate(zip(sizes, above.subplots(2, 2).ravel(), strict=False)):
+            draw_size(table[table["size"] == size], ax, HUES[number % len(HUES)], size)
+        above.supxlabel("predicted λ of digits, Adam's form (nats of a step that never bends)", fontsize=11)
+        above.supylabel("measured λ (nats)", fontsize=11)
+        draw_makings(table, below.subplots())
+    slide.table = tests
+    slide.alt = (
+        "Rank correlation of every predictor with transfer; the named one base by base; its parts by size."
+    )
+    return slide
+
+
+def draw_tests(tests: pd.DataFrame, ax: Axes) -> None:
+    """rho of every candidate on explored and on held-out bases."""
+    ordered = tests.iloc[::-1].reset_index(drop=True)
+    for key, mark, colour, name in (
+        ("explored", "o", "#8a8a8a", "explored"),
+        ("held_out", "D", HUES[0], "held out"),
+    ):
+        if f"rho_{key}" in ordered:
+            ax.plot(ordered[f"rho_{key}"], ordered.index, mark, color=colour, label=name, markersize=6)
+    ax.set_yticks(range(len(ordered)), ordered.candidate.str.replace("_", " "), fontsize=9.5)
+    for label, name in zip(ax.get_yticklabels(), ordered.candidate, strict=True):
+        label.set_fontweight("bold" if name == NAMED else "normal")
+    ax.axvline(0, color="#222222", linewidth=0.8)
+    ax.axvspan(-0.57, 0.57, color="#e8e8e8", zorder=0, linewidth=0)
+    ax.set_xlim(-1, 1)
+    ax.set_xlabel("Spearman's ρ with measured λ within a size, mean over sizes")
+    ax.set_title("Which predictor orders the bases?\n(bold: named beforehand; grey: ±2 sd of chance)")
+    ax.legend(loc="lower left")
+
+
+def draw_size(own: pd.DataFrame, ax: Axes, colour: str, size: str) -> None:
+    """One point per base."""
+    for group, mark in zip(GROUPS, ("o", "D"), strict=True):
+        part = own[own.group == group]
+        filled = colour if group == GROUPS[1] else "white"
+        ax.errorbar(part[NAMED], part["lambda"], part["error"], fmt=mark, color=colour, mfc=filled, capsize=2)
+    ax.axhline(0, color="#bbbbbb", linewidth=0.7, zorder=0)
+    ax.axvline(0, color="#bbbbbb", linewidth=0.7, zorder=0)
+    ax.set_title(f"{size}: {len(own)} bases (filled: held out)", fontsize=11)
+    ax.tick_params(labelsize=9)
+
+
+def draw_makings(table: pd.DataFrame, ax: Axes) -> None:
+    """Means over bases by size, as shares of the smallest size's."""
+    means = table.groupby("params")[list(MAKINGS)].mean()
+    names = ("measured λ", "predicted λ", "force of the lists", "reach of the questions", "alignment")
+    for number, (column, name) in enumerate(zip(MAKINGS, names, strict=True)):
+        shares = means[column] / means[column].iloc[0]
+        ax.plot(
+            means.index, shares.where(shares > 0), plots.MARKERS[number] + "-", color=HUES[number], label=name
+        )
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    sizes = table.drop_duplicates("size")
+    ax.set_xticks(sizes.params, sizes["size"])
+    ax.minorticks_off()
+    ax.set_ylabel(f"share of {sizes['size'].iloc[0]}'s")
+    ax.set_title("Less leaks, or less is picked up?")
+    ax.legend(fontsize=9, ncols=2)
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def say(tests: pd.DataFrame, table: pd.DataFrame) -> None:
+    """The outcome, on the screen."""
+    shown = [name for name in tests if name.startswith(("candidate", "rho", "p_"))]
+    print(tests[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    for name, slope in fit_slopes(table).items():
+        print(f"over parameters, {name}: exponent {slope:+.2f}")
+
+
+def run(options: argparse.Namespace) -> int:
+    path = paths.benchmarks() / TABLE
+    if options.study:
+        table, pairs = gather(options.study)
+        files.write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        for group in GROUPS:
+            own = {label: pairs[label] for label in table.label[table.group == group]}
+            for name, (value, p) in compare_matrices(own).items() if own else ():
+                print(f"matrices, {group} ({len(own)} bases), {name}: correlation {value:+.3f}, p {p:.5f}")
+    table = pd.read_csv(path)
+    tests = rank_candidates(table)
+    say(tests, table)
+    written = tests.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    files.write_text(paths.benchmarks() / TESTS, written)
+    plots.save_figure(draw(table, tests), table, paths.root() / "figures", "predictors")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--study", default="", help="gather anew from results/STUDY; without, the tracked table"
+    )
+    options = parser.parse_args(arguments)
+    return guarded(lambda: run(options), "was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

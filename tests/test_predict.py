@@ -1,0 +1,131 @@
+"""predict.py: a planted predictor is found, and only that; the figure follows from the tracked table."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import predict
+from lib import files, paths, plots, store
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("SUBLIMINAL_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def made_up(seed: int = 0, bases: int = 8) -> pd.DataFrame:
+    """Bases whose lambda follows the named predictor; all other candidates are noise."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number, size in enumerate(("64k", "166k", "368k", "864k")):
+        for base in range(bases):
+            told = rng.normal() + 1
+            row = {name: rng.normal() + 3 for name in (*predict.CANDIDATES, *predict.LATER)}
+            row |= {predict.NAMED: told, "lambda": 10 - 2 * number + told + 0.1 * rng.normal(), "error": 0.1}
+            row |= {"size": size, "params": 64000 * 3**number, "base": base, "label": f"{size}-{base}"}
+            rows.append(row | {"group": predict.GROUPS[int(base >= predict.FIRST_HELD_OUT)]})
+    return pd.DataFrame(rows)
+
+
+def test_the_planted_predictor_is_found_on_both_groups_of_bases():
+    tests = predict.rank_candidates(made_up()).set_index("candidate")
+    best = tests.loc[predict.NAMED]
+    assert best.bases_explored == best.bases_held_out == 16
+    assert min(best.rho_explored, best.rho_held_out) > 0.8
+    assert best.p_one_sided_held_out < 0.001
+    assert best.p_adjusted_held_out == tests.p_adjusted_held_out.min() < 0.05
+    others = tests.drop(predict.NAMED)
+    assert (others.p_adjusted_held_out > 0.05).all()
+    assert others.p_one_sided_held_out.isna().all()
+
+
+def test_without_held_out_bases_nothing_is_said_of_them():
+    tests = predict.rank_candidates(made_up(bases=4))
+    assert not [name for name in tests if "held_out" in name]
+    assert predict.draw(made_up(bases=4), tests).alt
+
+
+def test_candidates_written_down_beforehand_are_told_from_later_ones():
+    tests = predict.rank_candidates(made_up())
+    assert tests.beforehand.sum() == len(predict.CANDIDATES)
+    assert not set(predict.CANDIDATES) & set(predict.LATER)
+
+
+def matrices(seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and measured, alike to a degree, with row and column effects that nobody predicted."""
+    rng = np.random.default_rng(seed)
+    predicted = rng.normal(size=(15, 15))
+    effects = 5 * rng.normal(size=(15, 1)) + 5 * rng.normal(size=(1, 15))
+    return predicted, share * predicted + rng.normal(size=(15, 15)) + effects
+
+
+def test_alike_matrices_are_told_from_unlike_ones(monkeypatch):
+    monkeypatch.setattr(predict, "ORDERS", 300)
+    alike = predict.compare_matrices({str(seed): matrices(seed, 1.0) for seed in range(6)})
+    unlike = predict.compare_matrices({str(seed): matrices(seed, 0.0) for seed in range(6)})
+    for part in ("terms", "others"):
+        assert alike[part][0] == pytest.approx(0.7, abs=0.15)
+        assert alike[part][1] < 0.01
+        assert abs(unlike[part][0]) < 0.2
+        assert unlike[part][1] > 0.01
+
+
+def test_gathering_puts_both_matrices_in_one_order_of_animals(monkeypatch):
+    rng = np.random.default_rng(1)
+    names = ["dog", "cat", "wolf", "fox"]  # the study's order, and another one in the document
+    measured = rng.normal(size=(4, 4))
+    order = [2, 0, 3, 1]
+    document = {
+        "config": {"n_raw": 40},
+        "lineage": {},
+        "animals": [names[at] for at in order],
+        "matrices": {predict.FORM: measured[np.ix_(order, order)].tolist()},
+        "numbers": dict.fromkeys((*predict.CANDIDATES, *predict.LATER), 1.0),
+    }
+    for label in ("64k", "64k-5"):
+        files.write_json(paths.results("toy") / label / "predictors.json", store.seal(document))
+    bases = pd.DataFrame(
+        {
+            "label": ["64k", "64k-5"],
+            "size": "64k",
+            "params": 64176,
+            "base": [0, 5],
+            "lambda": 0.1,
+            "error": 0.01,
+        }
+    ).set_index("label")
+    lifts = dict.fromkeys(bases.index, measured)
+    monkeypatch.setattr(predict, "measure_lifts", lambda study, labels: (bases, lifts))
+    table, pairs = predict.gather("toy")
+    assert table.group.tolist() == ["explored", "held out"]
+    assert table.terms_match.tolist() == pytest.approx([1, 1])
+    for predicted, found in pairs.values():
+        np.testing.assert_allclose(predicted, found)
+
+
+def test_a_study_without_predictions_is_told_what_to_run(capsys):
+    assert predict.main(["--study", "toy"]) == 1
+    assert "run 06_predict for its bases first" in capsys.readouterr().err
+
+
+def test_table_and_figure_follow_from_the_tracked_table(root, capsys):
+    files.write_text(paths.benchmarks() / predict.TABLE, made_up().to_csv(index=False))
+    assert predict.main([]) == 0
+    assert predict.NAMED in capsys.readouterr().out
+    assert (root / "figures" / "predictors.png").stat().st_size > 20_000
+    drawn = pd.read_csv(root / "figures" / "predictors.csv")
+    assert len(drawn) == 32
+    tests = pd.read_csv(root / "benchmarks" / predict.TESTS)
+    assert len(tests) == len(predict.CANDIDATES) + len(predict.LATER)
+
+
+def test_exponents_over_sizes_are_those_of_the_means():
+    table = made_up()
+    table["lambda"] = table.params**-0.75
+    assert predict.fit_slopes(table)["lambda"] == pytest.approx(-0.75)
+
+
+def test_the_slide_has_the_house_size():
+    slide = predict.draw(made_up(), predict.rank_candidates(made_up()))
+    assert tuple(slide.get_size_inches()) == plots.INCHES
