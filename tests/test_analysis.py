@@ -525,13 +525,15 @@ def test_differences_are_taken_size_by_size_and_errors_added_in_squares():
     assert math.isnan(found.error[1])  # an error that is not known stays so
 
 
-def dosed(name, n_keep):
+def dosed(name, n_keep, n_lists=0):
     """A study of two sizes whose evaluations say how many lists their students read."""
     build_study(name, labels=("64k", "166k"))
     for path in sorted(paths.results(name).glob("*/*/s*.json")):
         document = files.read_json(path)
         if document["config"]["animal"] != config.UNTUNED and n_keep:
-            document["lineage"]["chain"] = {"generate": {"config": {"n_keep": n_keep}}}
+            student = {"n_lists": n_lists} if n_lists else {}
+            chain = {"generate": {"config": {"n_keep": n_keep}}, "finetune": {"config": student}}
+            document["lineage"]["chain"] = chain
             files.write_json(path, store.seal(document))
     study = load(name, ("64k", "166k"))
     return finish(name, study)
@@ -544,6 +546,13 @@ def test_doses_stand_in_order_within_each_size():
     assert table[["size", "study", "n_keep"]].values.tolist() == [
         ["64k", "little", 600], ["64k", "much", 6000],
         ["166k", "little", 600], ["166k", "much", 6000]]  # fmt: skip
+
+
+def test_the_dose_of_students_that_read_a_part_of_the_lists_is_that_part():
+    transfer = dosed("some", 6000, n_lists=600)
+    dosed("all", 6000)
+    table = analysis.dose_table(analysis.beside_table(transfer, "some", "all", "logprob"))
+    assert table.n_keep.tolist() == [600, 6000, 600, 6000]
 
 
 def test_studies_of_one_dose_make_no_curve():

@@ -53,6 +53,12 @@ def test_without_a_row_nothing_is_known_but_that_a_published_model_takes_a_gpu()
     assert resources.find_need("finetune", "64k", {}).gpus == 0
 
 
+def test_students_that_read_fewer_lists_take_fewer_minutes():
+    settings = {"n_keep": 10_000, "n_lists": 1_000, "epochs": 10}
+    assert resources.count_units("finetune", settings, 2) == 2
+    assert resources.count_units("finetune", settings | {"n_lists": 0}, 2) == 20
+
+
 @pytest.mark.parametrize(
     ("rule", "units"),
     [("pretrain", 1), ("generate", 6), ("finetune", 20), ("evaluate", 10), ("analyse", 2 / 480)],
