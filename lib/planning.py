@@ -377,7 +377,9 @@ def _hash_asked(asked: Asked, stage: str) -> str:
     names = read_defaults(NOTEBOOKS[stage])
     given = {name: value for name, value in (names | asked.overrides).items() if name in names}
     if stage != "analyse":
-        given = {name: value for name, value in given.items() if name not in config.PLAN_NAMES}
+        chosen = {"relabelled": "animals", "foreign": "sizes"}.get(str(given.get("lists")))  # whose lists
+        grid = set(config.PLAN_NAMES) - {chosen}
+        given = {name: value for name, value in given.items() if name not in grid}
     code = [provenance.hash_sources(), _read_sources(NOTEBOOKS[stage])]
     return files.hash_object([given, code if stage == "analyse" else []])
 

@@ -271,6 +271,29 @@ def test_no_job_is_listed_before_one_that_it_needs(params: Path):
         assert all(place[name] < place[job.name] for job in jobs for name in job.needs)
 
 
+@pytest.mark.parametrize(
+    ("lists", "more", "another"),
+    [
+        ("foreign", "sizes: 64k,64k-1,64k-2", True),
+        ("foreign", "animals: neutral,dog", False),
+        ("relabelled", "animals: neutral,wolf,dog", True),
+        ("relabelled", "sizes: 64k,64k-1,64k-2", False),
+        ("own", "sizes: 64k,64k-1,64k-2", False),
+    ],
+)
+def test_students_of_the_next_cell_are_others_where_another_cell_is_next(
+    params: Path, lists: str, more: str, another: bool
+):
+    def ask(**lines: str) -> str:
+        text = "".join(f"{name}: {value}\n" for name, value in lines.items())
+        (params / "arms.yaml").write_text(text)
+        return next(job.asked for job in list_jobs("arms") if job.name == "finetune-64k")
+
+    lines = {"sizes": "64k,64k-1", "animals": "neutral,dog,wolf", "lists": lists}
+    name, _, value = more.partition(": ")
+    assert (ask(**lines) != ask(**{**lines, name: value})) is another
+
+
 def test_relabelled_students_wait_for_the_lists_of_the_next_animal(params: Path):
     (params / "arms.yaml").write_text(f"sizes: 7b\nanimals: {ANIMALS}\nseeds: 0\nlists: relabelled\n")
     jobs = {job.name: job for job in list_jobs("arms", minutes_per_cell(100))}

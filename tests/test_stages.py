@@ -336,6 +336,16 @@ def test_the_default_is_no_part_of_a_students_identity(root: Path):
     assert set(student("wolf", "toy").inputs) == {"base", "generate"}
 
 
+def test_a_student_of_the_tracked_study_is_asked_for_in_the_words_of_its_record():
+    """What is there is found finished only where today's notebook asks for the same."""
+    document = files.read_json(paths.CODE / "results/micro/64k/wolf/s0.json")
+    asked = read_defaults("02_finetune") | {"study": "micro", "size": "64k", "animal": "wolf"}
+    chain = document["lineage"]["chain"]
+    made = config.read_parameters(config.Finetune, asked).shared
+    assert store.identity_record(made) == chain["finetune"]["config"]
+    assert paths.lists_read(vars(made)) == paths.artifact("micro", "generate", "64k", "wolf", 0)
+
+
 def test_an_arm_reads_the_lists_of_another_study_and_says_so_to_the_end(root: Path):
     arm = {"study": "arm", "lists_of": "toy"}
     run("02_finetune", "wolf", **arm, lists="shuffled")
