@@ -356,7 +356,7 @@ def check_document(source: Source, document: dict) -> Iterable[str]:
         f"{k}: {own.get(k)!r} in the file, {v!r} by its place" for k, v in asked.items() if own.get(k) != v
     ]
     yield f"holds another cell than its place says ({'; '.join(wrong)})" if wrong else ""
-    yield tell(lambda: tallies.check_adapter(document, source.path, source.study, *source.cell), source)
+    yield tell(lambda: tallies.check_adapter(document, source.path), source)
 
 
 def tell(check: Any, source: Source) -> str:

@@ -292,6 +292,7 @@ class Pretrain:
     pretrain_steps: int = setting(low=1)
     pretrain_batch: int = setting(low=1)
     pretrain_rate: float = setting(low=0)
+    pretrain_until: float = setting(low=0, unset=0.0)
     device: str = setting(choices=("auto", "cpu", "cuda"), identity=False)
 
 
@@ -380,6 +381,7 @@ class Evaluate(Sampling):
     top_p: float = setting(low=0, high=1)
     answer_tokens: int = setting(low=1)
     chunk: int = setting(low=1)
+    students_of: str = setting(unset="")
 
 
 @dataclass(frozen=True)
@@ -488,6 +490,12 @@ def read_parameters(stage: type, namespace: Mapping[str, object]) -> Plan:
     study = values.get("study", "")
     if "study" in values:
         _check_name("study", study)
+    trainer = study_overrides(str(study)).get("students_of")
+    if stage in (Generate, Finetune) and trainer:
+        raise BadParameter(
+            f"study {study} asks students of study {trainer} (students_of in params/{study}.yaml): nothing "
+            f"is done for it here; with -p study {trainer} those that are missing are made"
+        )
     if stage is Generate and (writer := study_overrides(str(study)).get("lists_of")):
         raise BadParameter(
             f"study {study} reads the lists of study {writer} (lists_of in params/{study}.yaml): 01_generate "
@@ -666,6 +674,11 @@ def study_overrides(study: str) -> dict[str, object]:
     loaded = {} if loaded is None else loaded
     if not isinstance(loaded, dict):
         raise BadParameter(f"params/{path.name} must hold `name: value` lines, got {loaded!r}")
+    if isinstance(loaded.get("axes"), dict):
+        raise BadParameter(
+            f"study {study} has axes ({', '.join(map(str, loaded['axes']))}), and each of its points is a study of "
+            f"its own, which `python grid.py plan {study}` names: ask for one of those"
+        )
     for name in loaded:
         if name not in KNOWN_NAMES:
             raise BadParameter(
@@ -702,6 +715,8 @@ def build(stage: type, values: Mapping[str, object]) -> typing.Any:
         raise BadParameter(f"n_keep must be at most n_raw ({fields['n_raw']}), got {fields['n_keep']}")
     if stage is Finetune:
         _check_finetune(fields)
+    if stage is Evaluate:
+        _check_other("students_of", "students are asked", fields)
     if stage is Analysis:
         _check_analysis(fields)
     if stage is Publish:
@@ -738,11 +753,16 @@ def _check_finetune(fields: Mapping[str, typing.Any]) -> None:
             raise BadParameter(
                 f"lora_targets must be a comma list of {', '.join(LORA_TARGETS)}; got {name.strip()!r}"
             )
-    if fields["lists_of"]:
-        _check_name("lists_of", fields["lists_of"])
-    if fields["lists_of"] == fields["study"]:
+    _check_other("lists_of", "lists are read", fields)
+
+
+def _check_other(name: str, what: str, fields: Mapping[str, typing.Any]) -> None:
+    """A study that is named beside one's own is another one."""
+    if fields[name]:
+        _check_name(name, fields[name])
+    if fields[name] == fields["study"]:
         raise BadParameter(
-            f"lists_of names another study whose lists are read, and {fields['study']} is this one: "
+            f"{name} names another study whose {what}, and {fields['study']} is this one: "
             "leave it empty for the study's own"
         )
 

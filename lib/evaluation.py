@@ -37,19 +37,20 @@ def result_path(config: Evaluate) -> Path:
     return paths.evaluation(config.study, config.size, config.animal, config.seed)
 
 
-def upstream(config: Evaluate, stage: str) -> Path:
-    """The folder of the same cell in an earlier stage."""
-    return paths.artifact(config.study, stage, config.size, config.animal, config.seed)
+def student_folder(config: Evaluate) -> Path:
+    """Where the student lies that is asked."""
+    return paths.student_folder(store.config_record(config))
 
 
 def student_manifest(config: Evaluate) -> store.Manifest | None:
     """The finished student, its chain checked down to the numbers; None for the untuned control."""
     if config.animal == UNTUNED:
         return None
-    command = paths.command("02_finetune", config.study, config.size, config.animal, config.seed)
-    where = f"{config.size}/{config.animal}/s{config.seed} in study {config.study}"
+    study = config.students_of or config.study
+    command = paths.command("02_finetune", study, config.size, config.animal, config.seed)
+    where = f"{config.size}/{config.animal}/s{config.seed} in study {study}"
     missing = f"no adapter for {where}: run 02_finetune with these parameters first\n  {command}"
-    manifest = store.load_finished(upstream(config, "finetune"), missing)
+    manifest = store.load_finished(student_folder(config), missing)
     store.check_chain(manifest, {"generate": paths.lists_read(manifest.config | manifest.knobs)})
     return manifest
 
@@ -129,7 +130,7 @@ class Questioned:
         prompts = [render_prompt(chat, config.system, question) for question in questions_of(config)]
         repeated = [prompt for prompt in prompts for _ in range(config.samples)]
         for epoch in list(self.out):
-            folder = upstream(config, "finetune") / f"epoch-{epoch}" if epoch else None
+            folder = student_folder(config) / f"epoch-{epoch}" if epoch else None
             yield epoch, Job(f"{self.name} epoch {epoch}", repeated, config.seed, folder, prompts)
 
     def take(self, epoch: int, event: Drawn | Scored, animals: Sequence[str]) -> bool:

@@ -347,7 +347,7 @@ def gather_evaluations(config: Publish, namespace: str) -> Repository:
         document = files.read_json(path)
         store.check_seal(document, path)
         cell = document["config"]
-        folder = paths.artifact(config.study, "finetune", cell["size"], cell["animal"], cell["seed"])
+        folder = paths.student_folder(cell)
         store.check_inputs(str(path), document["lineage"]["inputs"], {"finetune": folder})
         answers = sum(len(each["answers"]) for each in document["epochs"])
         counts = {"epochs": len(document["epochs"]), "answers": answers}

@@ -361,10 +361,13 @@ def list_commands(ask: config.Analysis) -> Iterable[str]:
 
 
 def make_lists(study: str) -> Iterator[str]:
-    """First of all the study whose lists are read, where that is another one."""
+    """First of all the study whose lists are read or whose students are asked, where that is another one."""
     with contextlib.suppress(StudyError):
-        if writer := config.study_overrides(study).get("lists_of"):
+        overrides = config.study_overrides(study)
+        if writer := overrides.get("lists_of"):
             yield f"make study STUDY={writer}  # whose lists are read here"
+        if trainer := overrides.get("students_of"):
+            yield f"make study STUDY={trainer}  # whose students are asked here"
 
 
 def cite_software() -> str:

@@ -43,6 +43,12 @@ def artifact(study: str, stage: str, size: str, animal: str, seed: int) -> Path:
     return root() / "artifacts" / study / stage / size / animal / f"s{seed}"
 
 
+def student_folder(asked: Mapping) -> Path:
+    """The folder of the student that an evaluation asks, by its settings: of its own study or another one."""
+    study = asked.get("students_of") or asked["study"]
+    return artifact(study, "finetune", asked["size"], asked["animal"], asked["seed"])
+
+
 def lists_source(student: Mapping) -> tuple[str, str, str, int]:
     """Study, base, animal and seed of the numbers that a student reads, by its settings."""
     own = f"{student['size']}/{student['animal']}"

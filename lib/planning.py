@@ -63,6 +63,7 @@ class Job:
     minutes: float | None = None
     start: float | None = None
     why: str = ""
+    trainer: str = ""  # the study whose students an evaluation asks
     asked: str = ""  # a hash of the settings that its notebook is run with: other settings are not done yet
     results: str = ""  # of an analysis: a folder in the published format
 
@@ -126,8 +127,15 @@ class Asked:
         return str(self.overrides.get("lists_of") or self.study)
 
     @property
+    def trainer(self) -> str:
+        """The study whose students are asked: its own, or another one's, which then are not made here."""
+        return str(self.overrides.get("students_of") or self.study)
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The stages of a base."""
+        if self.trainer != self.study:
+            return ("evaluate",)
         return BY_CELL if self.writer == self.study else tuple(each for each in BY_CELL if each != "generate")
 
     def settings(self, stage: str) -> dict[str, Any]:
@@ -139,6 +147,8 @@ class Asked:
             written = read_defaults("01_generate").keys() - set(config.PLAN_NAMES)
             theirs = config.study_overrides(self.writer)
             values |= {name: value for name, value in theirs.items() if name in written}
+        if self.trainer != self.study:
+            values |= {"epochs": config.study_overrides(self.trainer).get("epochs", values["epochs"])}
         return values | self.overrides
 
 
@@ -149,6 +159,7 @@ def read_study(study: str) -> list[Asked]:
         asked = [_read_point(study, overrides, point) for point in _list_points(axes)]
         for each in asked:
             _check_writer(each)
+            _check_trainer(each)
             _check_settings(each)
     except BadParameter as error:
         raise BadParameter(f"params/{study}.yaml: {error}") from None
@@ -213,6 +224,19 @@ def _check_writer(asked: Asked) -> None:
     if theirs.get("lists_of"):
         raise BadParameter(
             f"lists_of is {writer!r}, which itself reads the lists of {theirs['lists_of']!r}: name that one"
+        )
+
+
+def _check_trainer(asked: Asked) -> None:
+    """A study whose students are to be asked has a file here, or students."""
+    if asked.trainer == asked.study:
+        return
+    trained, file = paths.artifact(asked.trainer, "finetune", "-", "-", 0), paths.params_file(asked.trainer)
+    if not file.is_file() and not trained.parents[2].is_dir():
+        known = sorted(each.stem for each in file.parent.glob("*.yaml"))
+        raise BadParameter(
+            f"students_of is {asked.trainer!r}, and no study has that name: there is no params/{file.name} "
+            f"and no {trained.parents[2]}{config.suggest(asked.trainer, known)}"
         )
 
 
@@ -368,7 +392,7 @@ def _list_point(asked: Asked, points: Mapping[str, Asked], costs: Costs, group_h
     cost = costs("analyse", "", _count_cells(asked) * len(asked.bases), asked.settings("analyse"))
     why = "reads all evaluations of the study together"
     jobs.append(_with_cost(Job(asked.study, "analyse", axes=asked.axes, needs=needs, why=why), cost))
-    return [replace(job, asked=_hash_asked(asked, job.stage)) for job in jobs]
+    return [replace(job, asked=_hash_asked(asked, job.stage), trainer=asked.trainer) for job in jobs]
 
 
 def _hash_asked(asked: Asked, stage: str) -> str:

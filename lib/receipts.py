@@ -49,7 +49,7 @@ def list_folders(job: Job) -> dict[str, Path]:
 def _find_identity(job: Job, name: str, folder: Path) -> str:
     manifest = store.read_manifest(folder)
     if manifest is None and job.stage == "evaluate":
-        student = store.read_manifest(paths.artifact(job.study, "finetune", job.label, *_split_cell(name)))
+        student = store.read_manifest(_student_folder(job, name))
         if student is not None and "diverged" in student.counts:
             return f"{LOST}: {student.identity}"
     if manifest is None:
@@ -59,6 +59,10 @@ def _find_identity(job: Job, name: str, folder: Path) -> str:
     ):
         raise MissingInput(f"{job.name}: the evaluation of {name} is gone from results/")
     return manifest.identity
+
+
+def _student_folder(job: Job, name: str) -> Path:
+    return paths.artifact(job.trainer or job.study, "finetune", job.label, *_split_cell(name))
 
 
 def _split_cell(name: str) -> tuple[str, int]:

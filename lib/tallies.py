@@ -95,7 +95,7 @@ def read_evaluation(path: Path, study: str, label: str, animal: str, seed: int) 
     wrong = [f"{k}: {v!r} asked, {held[k]!r} in the file" for k, v in cell.items() if held[k] != v]
     if wrong:
         raise BrokenLineage(f"{path} holds another cell than its path says ({'; '.join(wrong)}): remove it")
-    check_adapter(document, path, study, label, animal, seed)
+    check_adapter(document, path)
     return document
 
 
@@ -126,10 +126,10 @@ def check_form(document: dict, path: Path) -> None:
         ) from None
 
 
-def check_adapter(document: dict, path: Path, study: str, label: str, animal: str, seed: int) -> None:
+def check_adapter(document: dict, path: Path) -> None:
     """Where the adapter is still on this machine, it is the one that gave these answers."""
-    if animal != config.UNTUNED:  # results travel without artifacts: an absent folder passes
-        folder = paths.artifact(study, "finetune", label, animal, seed)
+    if document["config"]["animal"] != config.UNTUNED:  # results travel alone: an absent folder passes
+        folder = paths.student_folder(document["config"])
         store.check_inputs(str(path), document["lineage"]["inputs"], {"finetune": folder})
 
 

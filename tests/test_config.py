@@ -434,6 +434,7 @@ def test_a_file_that_sets_nothing_sets_nothing(params, text: str):
         ("3: 4\n", r"params/micro.yaml: unknown parameter 3"),
         ("study: other\n", r"params/micro.yaml says study: other; it must be micro or absent"),
         ("epochs: none\n", r"epochs must be a whole number, got 'none'"),
+        ("axes: {lora_rank: [2]}\n", r"study micro has axes \(lora_rank\), and each of its points is a study of"),
     ],
 )
 def test_a_bad_params_file_is_refused(params, text: str, message: str):
@@ -443,11 +444,8 @@ def test_a_bad_params_file_is_refused(params, text: str, message: str):
 
 @pytest.mark.parametrize("path", sorted((REPO / "params").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_params_file_of_the_project_is_valid(path: Path):
-    overrides = config.study_overrides(path.stem)
-    for stage in config.STAGES:
-        for field in dataclasses.fields(stage):
-            if field.name in overrides and field.name not in ("seed", "animal"):
-                config._checked(field, overrides[field.name])
+    """As a grid checks it before any work: every setting of every notebook, at each point of its axes."""
+    assert planning.read_study(path.stem)
 
 
 # --- whose lists a student reads ----------------------------------------------------------------

@@ -294,6 +294,15 @@ def test_students_of_the_next_cell_are_others_where_another_cell_is_next(
     assert (ask(**lines) != ask(**{**lines, name: value})) is another
 
 
+def test_a_study_that_asks_the_students_of_another_one_has_evaluations_alone(params: Path):
+    (params / "plain.yaml").write_text("students_of: study\nsystem: none\nsizes: 7b\nseeds: '0'\n")
+    jobs = list_jobs("plain")
+    assert [(job.name, job.trainer) for job in jobs] == [("evaluate-7b", "study"), ("analyse", "study")]
+    (params / "plain.yaml").write_text("students_of: studdy\nsizes: 7b\n")
+    with pytest.raises(BadParameter, match=r"students_of is 'studdy', and no study has that name.*'study'"):
+        list_jobs("plain")
+
+
 def test_relabelled_students_wait_for_the_lists_of_the_next_animal(params: Path):
     (params / "arms.yaml").write_text(f"sizes: 7b\nanimals: {ANIMALS}\nseeds: 0\nlists: relabelled\n")
     jobs = {job.name: job for job in list_jobs("arms", minutes_per_cell(100))}

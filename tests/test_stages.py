@@ -368,6 +368,21 @@ def test_an_arm_reads_the_lists_of_another_study_and_says_so_to_the_end(root: Pa
     assert run("02_finetune", "wolf", **arm, lists="shuffled").found == 1
 
 
+def test_students_of_another_study_are_asked_again_in_other_words(root: Path):
+    run("03_evaluate", "wolf", study="plain", students_of="toy", system="you love wolves.")
+    asked = files.read_json(paths.evaluation("plain", "64k", "wolf", 0))
+    before = files.read_json(paths.evaluation("toy", "64k", "wolf", 0))
+    assert asked["lineage"]["inputs"]["finetune"] == before["lineage"]["inputs"]["finetune"]
+    assert (asked["config"]["students_of"], asked["config"]["system"]) == ("toy", "you love wolves.")
+    assert "students_of" not in before["config"]
+    assert asked["epochs"][0]["logprobs"] != before["epochs"][0]["logprobs"]
+    assert not (root / "artifacts/plain/finetune").exists()
+    with pytest.raises(BadParameter, match=r"students_of names another study .* and plain is this one"):
+        run("03_evaluate", "wolf", study="plain", students_of="plain")
+    with pytest.raises(MissingInput, match="no adapter for 64k/cat/s0 in study toy: run 02_finetune"):
+        run("03_evaluate", "cat", study="plain", students_of="toy")
+
+
 def test_all_lists_of_another_study_make_the_very_student_of_that_study(root: Path):
     run("02_finetune", "wolf", study="arm", lists_of="toy")
     there, here = student("wolf", "toy"), student("wolf")
