@@ -5,6 +5,7 @@ Ground layer. Must not know what a command does.
 
 import contextlib
 import fcntl
+import os
 import signal
 import sys
 import time
@@ -24,6 +25,9 @@ def guarded(work: Callable[[], int], kept: str) -> int:
     except StudyError as error:
         print(error, file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read along, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print(f"\nstopped; what {kept} stays, and the same command goes on from there", file=sys.stderr)
         return 130
