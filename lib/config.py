@@ -293,6 +293,7 @@ class Pretrain:
     pretrain_batch: int = setting(low=1)
     pretrain_rate: float = setting(low=0)
     pretrain_until: float = setting(low=0, unset=0.0)
+    pretrain_until: float = setting(low=0, unset=0.0)
     device: str = setting(choices=("auto", "cpu", "cuda"), identity=False)
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from lib import bases, config, files, models, paths, pretraining, records, store, world
 from lib.config import MICRO_ANIMALS, SIZES, Base, Pretrain, parse_label
-from lib.errors import NotAvailable, TrainingDiverged
+from lib.errors import BadParameter, ConfigMismatch, NotAvailable, TrainingDiverged
 from lib.prompts import conversation
 
 MICRO_SIZES = [size for size in SIZES.values() if size.family == "micro"]
@@ -191,6 +191,26 @@ def test_a_killed_base_goes_on_to_identical_weights(root, monkeypatch):
     assert weights(build(pretrain_steps=5)) == resumed
 
 
+def test_a_checkpoint_from_before_there_was_a_held_out_loss_is_gone_on_with(root, monkeypatch):
+    old = pretraining._save_state
+
+    def save_as_before(run: store.Run, *args: object) -> None:
+        old(run, *args)
+        state = torch.load(run.folder / "checkpoint.pt", weights_only=True)
+        torch.save(
+            {name: value for name, value in state.items() if name not in ("heldout", "landing")},
+            run.folder / "checkpoint.pt",
+        )
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretraining, "SAVE_EVERY", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "_save_state", save_as_before)
+        with pytest.raises(KeyboardInterrupt):
+            build(pretrain_steps=3)
+    assert weights(build(pretrain_steps=3)) == weights(tiny_base())
+
+
 def test_learning_rate_warms_up_falls_and_is_halved_from_width_200():
     plan = build_config(Pretrain, pretrain_steps=1000, pretrain_rate=0.002)
     rates = [pretraining.learning_rate(plan, parse_label("64k"), step) for step in range(1000)]
@@ -215,9 +235,307 @@ def test_a_loss_that_is_no_number_stops():
 
 
 def test_published_families_are_not_built_here():
-    plan = config.Plan((Pretrain("7b", "tiny", 0.0, 0.9, 10, 1, 1, 0.1, "cpu"),), {})
+    plan = config.Plan((Pretrain("7b", "tiny", 0.0, 0.9, 10, 1, 1, 0.1, 0.0, "cpu"),), {})
     with pytest.raises(NotAvailable, match="ready-made"):
         pretraining.build_base(plan)
+
+
+# --- stopping at a loss -----------------------------------------------------------------------
+
+SHORT = {"pretrain_batch": 4, "corpus_rows": 40}
+
+
+def test_held_out_rows_are_the_same_for_all_bases_and_trained_on_by_none(tokenizer):
+    plan = build_config(Pretrain)
+    heldout = pretraining._encode(plan, tokenizer, pretraining.HELD_OUT, pretraining.HELD_OUT_ROWS)
+    assert len(heldout) == 512 and pretraining.HELD_OUT not in range(100)
+    for index in (0, 1):
+        rows = pretraining._encode(plan, tokenizer, index, 512)
+        width = min(rows.shape[1], heldout.shape[1])
+        assert (rows[:, :width] != heldout[:, :width]).any(1).sum() > 480
+
+
+def test_manifest_says_how_many_steps_and_what_the_held_out_loss_is(root, tokenizer):
+    place_base(root)
+    plan = build_config(Pretrain)
+    counts = bases.base_manifest("64k", "tiny").counts
+    model = AutoModelForCausalLM.from_pretrained(tiny_base(), dtype=torch.float32)
+    rows = pretraining._encode(plan, tokenizer, -1, 512)
+    assert counts["steps"] == 3
+    assert counts["heldout"] == pytest.approx(pretraining.measure_loss(model, rows), abs=2e-4)
+    assert "heldout_curve" not in counts
+    assert "Held-out" not in (tiny_base() / "README.md").read_text()  # rebuilt as it was
+
+
+def test_loss_of_rows_is_that_of_all_their_tokens_but_the_first(tokenizer):
+    model = pretraining.micro_model(parse_label("64k"), 174, 0)
+    rows = pretraining._encode(build_config(Pretrain), tokenizer, 0, 5)
+    by_hand = []
+    with torch.no_grad():
+        for row in rows.long():
+            row = row[row != 0][None]
+            logs = model(input_ids=row).logits[0].log_softmax(-1)
+            by_hand += [-logs[at, row[0, at + 1]].item() for at in range(row.shape[1] - 1)]
+    assert pretraining.measure_loss(model, rows) == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-4)
+
+
+def test_training_ends_a_tenth_after_the_loss_was_low_enough(root):
+    folder = build(pretrain_until=9.0, pretrain_steps=150, **SHORT)  # any model has less than that
+    counts = store.read_manifest(folder).counts
+    assert counts["steps"] == 100 and [step for step, _ in counts["heldout_curve"]] == [50, 100]
+    assert [step for step, _ in counts["loss_curve"]] == [50, 100]
+    assert counts["heldout"] == pytest.approx(counts["heldout_curve"][-1][1], abs=2e-3)
+    card = (folder / "README.md").read_text()
+    assert "100 steps of 4 rows" in card and f"Held-out loss {counts['heldout']:.3f}" in card
+
+
+def test_a_loss_that_never_comes_down_takes_all_steps(root):
+    counts = store.read_manifest(build(pretrain_until=0.001, pretrain_steps=60, **SHORT)).counts
+    assert counts["steps"] == 60 and counts["heldout"] > 0.001
+    assert [step for step, _ in counts["heldout_curve"]] == [50]
+
+
+def course(step: int, **values: object) -> pretraining.Course:
+    values = {"pretrain_steps": 2000, "pretrain_until": 2.0} | values
+    return pretraining.Course(build_config(Pretrain, **values), parse_label("64k"), step)
+
+
+@pytest.mark.parametrize(("step", "end"), [(50, 100), (450, 500), (1000, 1100), (1950, 2000), (1800, 1980)])
+def test_the_rate_falls_in_a_line_to_two_per_cent(step, end):
+    at = course(step)
+    before = [at.rate(each) for each in range(step + 1)]
+    assert at.note_heldout(2.0) and at.end == end
+    assert [at.rate(each) for each in range(step)] == before[:step]
+    falling = [at.rate(each) for each in range(step, end)]
+    drops = [a - b for a, b in itertools.pairwise([before[step], *falling])]
+    assert falling[-1] == pytest.approx(0.002 * 0.02)
+    assert drops == pytest.approx([drops[0]] * len(drops))
+
+
+def test_a_course_lands_once_and_not_above_its_loss_nor_at_its_end():
+    at = course(50)
+    assert not at.note_heldout(2.01) and at.end == 2000
+    assert at.note_heldout(1.9) and at.end == 100
+    at.step = 100
+    assert not at.note_heldout(1.8) and at.end == 100
+    assert not course(2000).note_heldout(1.0)
+
+
+KILLED_LANDING = """
+import os, signal, sys
+sys.path.insert(0, "tests")
+import build_base
+from lib import config, pretraining
+whole, pretraining.SAVE_EVERY = pretraining._step, 20
+def step(*args):
+    if args[-1] == 70:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*args)
+pretraining._step = step
+more = dict(pretrain_until=9.0, pretrain_steps=150, pretrain_batch=4, corpus_rows=40)
+pretraining.build_base(build_base.build_plan(config.Pretrain, **more))
+"""
+
+
+def test_a_base_killed_while_its_rate_falls_ends_where_it_would_have(root, monkeypatch):
+    words = [sys.executable, "-c", KILLED_LANDING]
+    done = subprocess.run(words, cwd=paths.CODE, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    steps, whole = [], pretraining._step
+    monkeypatch.setattr(pretraining, "_step", lambda *args: steps.append(args[-1]) or whole(*args))
+    values = {"pretrain_until": 9.0, "pretrain_steps": 150, **SHORT}
+    resumed = build(**values)
+    kept = weights(resumed), store.read_manifest(resumed).counts
+    assert steps == list(range(60, 100))
+    shutil.rmtree(resumed)
+    whole_run = build(**values)
+    assert (weights(whole_run), store.read_manifest(whole_run).counts) == kept
+
+
+def test_the_loss_to_stop_at_is_part_of_a_base_and_its_absence_is_as_before():
+    assert "pretrain_until" not in store.identity_record(build_config(Pretrain, pretrain_until=0.0))
+    assert store.identity_record(build_config(Pretrain, pretrain_until=1.5))["pretrain_until"] == 1.5
+
+
+def test_a_base_with_another_loss_to_stop_at_is_refused(root):
+    place_base(root)
+    with pytest.raises(ConfigMismatch, match=r"pretrain_until: none there, 1\.5 asked"):
+        build(pretrain_until=1.5)
+
+
+@pytest.mark.parametrize("bad", [-0.1, "1,5", math.nan])
+def test_a_loss_that_cannot_be_is_refused(bad):
+    with pytest.raises(BadParameter, match="pretrain_until must be"):
+        build_config(Pretrain, pretrain_until=bad)
+
+
+# --- steps of a GPU, taken here without the recording -------------------------------------------
+
+
+def take_steps(tokenizer, kind: type, steps: int = 8, first: int = 0, **how: object) -> tuple:
+    """Some steps of a small base: the last model, the losses, and what took them."""
+    plan = build_config(Pretrain, pretrain_steps=8, pretrain_batch=24, corpus_rows=200)
+    base = parse_label("64k")
+    rows = pretraining._encode(plan, tokenizer, 0, 200)
+    model = pretraining.micro_model(base, len(tokenizer), 0).train()
+    at = pretraining.Course(plan, base, first)
+    taker = kind(at, model, kind.make_optimizer(model), rows, **how)
+    losses = []
+    for _ in range(steps):
+        losses.append(float(taker.take()))
+        at.step += 1
+    return model, losses, taker
+
+
+def largest_difference(one: torch.nn.Module, two: torch.nn.Module) -> float:
+    pairs = zip(one.parameters(), two.parameters(), strict=True)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("backend", ["", "eager"])
+def test_steps_of_fixed_shape_are_the_plain_ones(tokenizer, backend):
+    plain, losses, _ = take_steps(tokenizer, pretraining.PlainSteps)
+    fixed, others, _ = take_steps(tokenizer, pretraining.RecordedSteps, backend=backend)
+    assert others == pytest.approx(losses, abs=1e-4)
+    start = pretraining.micro_model(parse_label("64k"), len(tokenizer), 0)
+    assert largest_difference(plain, fixed) < 0.02 * largest_difference(plain, start)
+
+
+@pytest.mark.parametrize("backend", [None, "eager"], ids=["small", "compiled"])
+def test_nothing_is_compiled_anew_after_the_first_step(tokenizer, backend):
+    _, _, taker = take_steps(tokenizer, pretraining.RecordedSteps, steps=1, backend=backend)
+    compiled = taker.loss_of is not pretraining._fixed_loss
+    assert compiled == (backend == "eager")  # 64k is done before it would be compiled
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for _ in range(7):
+            taker.take()
+
+
+@pytest.mark.parametrize("backend", ["no such compiler", "broken"])
+def test_where_compiling_fails_that_is_said_and_steps_are_the_same(tokenizer, backend, capsys):
+    def fail(*_: object) -> None:
+        raise RuntimeError("no room\nfor a compiler")
+
+    asked = fail if backend == "broken" else backend
+    broken, losses, taker = take_steps(tokenizer, pretraining.RecordedSteps, backend=asked)
+    told = capsys.readouterr().out
+    assert "the loss cannot be compiled here and is computed as it is: " in told and told.count("\n") == 1
+    assert taker.loss_of is pretraining._fixed_loss
+    whole, others, _ = take_steps(tokenizer, pretraining.RecordedSteps, backend="")
+    assert losses == others and largest_difference(broken, whole) == 0
+
+
+def test_a_batch_holds_the_rows_of_its_step_from_short_to_long_in_parts_that_fit(tokenizer):
+    plan = build_config(Pretrain, pretrain_steps=6, pretrain_batch=10, corpus_rows=60)
+    at = pretraining.Course(plan, parse_label("64k-1"))
+    rows = pretraining._encode(plan, tokenizer, 1, 60)
+    picked, parts = pretraining.plan_batches(at, rows)
+    assert [(begin, end) for begin, end, _ in parts] == [(0, 5), (5, 10)]
+    for step in range(6):
+        drawn = pretraining.pick_rows(at.base, 10, 60, step)
+        assert sorted(picked[step].tolist()) == sorted(drawn.tolist())
+        lengths = (rows[picked[step]] != 0).sum(1)
+        assert lengths.tolist() == sorted(lengths.tolist())
+        assert all(lengths[begin:end].max() <= width and width % 8 == 0 for begin, end, width in parts)
+    assert parts[0][2] < parts[1][2]
+    assert len(pretraining.plan_batches(at, rows[:1])[1]) == 2  # a corpus of one row
+
+
+class Here(pretraining.RecordedSteps):
+    """Steps of a GPU on this CPU, through a compiler that leaves all as it is."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args, backend="eager")
+
+
+def test_a_base_made_with_the_steps_of_a_gpu_is_resumed_with_the_same_rows(root, monkeypatch):
+    monkeypatch.setattr(pretraining, "SAVE_EVERY", 20)
+    values = {"pretrain_until": 9.0, "pretrain_steps": 150, **SHORT}
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "choose_steps", lambda _: Here)
+        whole = build(recipe="whole", **values)
+        taken, take = [], pretraining.RecordedSteps.take
+
+        def interrupt(steps: pretraining.RecordedSteps) -> torch.Tensor:
+            taken.append(steps.course.step)
+            if len(taken) == 70:
+                raise KeyboardInterrupt
+            return take(steps)
+
+        patch.setattr(pretraining.RecordedSteps, "take", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe="cut", **values)
+        cut = build(recipe="cut", **values)
+    assert taken == [*range(70), *range(60, 100)]
+    assert weights(cut) == weights(whole)
+    plain = build(recipe="plain", **values)
+    one, two = (store.read_manifest(each).counts for each in (whole, plain))
+    assert one["steps"] == two["steps"] == 100
+    assert one["heldout"] == pytest.approx(two["heldout"], abs=0.01)
+
+
+@pytest.mark.parametrize(("first", "second"), [("Here", "PlainSteps"), ("PlainSteps", "Here")])
+def test_a_run_may_go_on_on_another_device(root, monkeypatch, first, second):
+    kinds = {"Here": Here, "PlainSteps": pretraining.PlainSteps}
+    monkeypatch.setattr(pretraining, "SAVE_EVERY", 2)
+    plain = load_file(build(recipe="plain", pretrain_rate=0.1) / "model.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "choose_steps", lambda _: kinds[first])
+        patch.setattr(kinds[first], "take", stop_after(2, kinds[first].take))
+        with pytest.raises(KeyboardInterrupt):
+            build(pretrain_rate=0.1)
+    monkeypatch.setattr(pretraining, "choose_steps", lambda _: kinds[second])
+    moved = load_file(build(pretrain_rate=0.1) / "model.safetensors")
+    start = pretraining.micro_model(parse_label("64k"), 174, 0).state_dict()
+    far = max(float((plain[name].float() - start[name]).abs().max()) for name in plain)
+    near = max(float((plain[name].float() - moved[name].float()).abs().max()) for name in plain)
+    assert far > 10 * near and near < 0.0003
+
+
+def stop_after(count: int, take):
+    """`take` that is interrupted after so many calls."""
+    left = [count]
+
+    def taking(steps: object) -> torch.Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return take(steps)
+
+    return taking
+
+
+def test_a_gpu_saves_by_the_clock_and_a_cpu_every_hundred_steps(monkeypatch):
+    at = course(200)
+    monkeypatch.setattr(pretraining.time, "monotonic", lambda: 100.0)
+    assert pretraining._is_due(at, "cpu", 99.9) and not pretraining._is_due(at, "cuda", 99.9)
+    assert pretraining._is_due(at, "cuda", 100.0 - pretraining.SAVE_SECONDS)
+    assert not pretraining._is_due(course(150), "cpu", 0.0) and not pretraining._is_due(
+        course(2000), "cpu", 0.0
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_recorded_step_on_a_gpu_is_the_same_as_one_taken_by_hand(tokenizer):
+    """Not seen by whoever has no GPU: the graph replays what the same operations do one by one."""
+    plan = build_config(Pretrain, pretrain_steps=20, pretrain_batch=64, corpus_rows=400)
+    base = parse_label("64k")
+    found = []
+    for warm_up in (pretraining.WARM_UP, 20):
+        model = pretraining.micro_model(base, len(tokenizer), 0).train().cuda()
+        rows = pretraining._encode(plan, tokenizer, 0, 400).cuda()
+        at = pretraining.Course(plan, base)
+        taker = pretraining.RecordedSteps(
+            at, model, pretraining.RecordedSteps.make_optimizer(model), rows, backend=""
+        )
+        taker.eager = warm_up
+        losses = []
+        for _ in range(20):
+            losses.append(float(taker.take()))
+            at.step += 1
+        found.append(losses)
+        assert (taker.graph is not None) == (warm_up < 20)
+    assert found[0] == pytest.approx(found[1], abs=5e-3)
 
 
 # --- the bases that ship ----------------------------------------------------------------------
