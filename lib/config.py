@@ -293,7 +293,6 @@ class Pretrain:
     pretrain_batch: int = setting(low=1)
     pretrain_rate: float = setting(low=0)
     pretrain_until: float = setting(low=0, unset=0.0)
-    pretrain_until: float = setting(low=0, unset=0.0)
     device: str = setting(choices=("auto", "cpu", "cuda"), identity=False)
 
 
@@ -677,8 +676,8 @@ def study_overrides(study: str) -> dict[str, object]:
         raise BadParameter(f"params/{path.name} must hold `name: value` lines, got {loaded!r}")
     if isinstance(loaded.get("axes"), dict):
         raise BadParameter(
-            f"study {study} has axes ({', '.join(map(str, loaded['axes']))}), and each of its points is a study of "
-            f"its own, which `python grid.py plan {study}` names: ask for one of those"
+            f"study {study} has axes ({', '.join(map(str, loaded['axes']))}): each of its points is a study "
+            f"of its own, as `python grid.py plan {study}` shows; ask for one of them"
         )
     for name in loaded:
         if name not in KNOWN_NAMES:

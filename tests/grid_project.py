@@ -43,6 +43,7 @@ for cell in dict.fromkeys((*plan.cells, *untuned)):
     inputs = {}
     if before and cell.animal != "untuned":
         folder = paths.artifact(cell.study, before, cell.size, cell.animal, cell.seed)
+        folder = paths.lists_read(vars(cell)) if stage == "finetune" else folder
         inputs = {before: store.load_finished(folder, "upstream is missing").identity}
     folder = paths.artifact(cell.study, stage, cell.size, cell.animal, cell.seed)
     run = store.open_run(folder, cell, inputs)

@@ -434,7 +434,7 @@ def test_a_file_that_sets_nothing_sets_nothing(params, text: str):
         ("3: 4\n", r"params/micro.yaml: unknown parameter 3"),
         ("study: other\n", r"params/micro.yaml says study: other; it must be micro or absent"),
         ("epochs: none\n", r"epochs must be a whole number, got 'none'"),
-        ("axes: {lora_rank: [2]}\n", r"study micro has axes \(lora_rank\), and each of its points is a study of"),
+        ("axes: {lora_rank: [2]}\n", r"study micro has axes \(lora_rank\): each of its points is a study"),
     ],
 )
 def test_a_bad_params_file_is_refused(params, text: str, message: str):

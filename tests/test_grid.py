@@ -250,10 +250,35 @@ def test_each_point_of_an_axis_is_a_study_of_its_own(project: Project):
         manifest = project.root / f"artifacts/ranks-lora_rank{rank}/finetune/64k/wolf/s0/manifest.json"
         assert f'"lora_rank": {rank}' in manifest.read_text()
         assert (project.root / f"executed/ranks-lora_rank{rank}/report.html").exists()
-    assert (project.root / "params/ranks-lora_rank4.yaml").read_text().startswith("# Point ")
+    point = (project.root / "params/ranks-lora_rank4.yaml").read_text()
+    assert point.startswith("# Point ") and "lists_of: ranks-lora_rank2\n" in point
+    assert [event.split()[1] for event in project.events("begin")].count("01_generate") == 1
     code, out = project.run("run", "ranks")
     assert "nothing to compute" in out
     assert not made_twice(project)
+
+
+def test_an_arm_reads_the_lists_of_another_study_as_far_as_they_are_there(project: Project):
+    arm = 'sizes: 64k\nanimals: neutral,wolf\nseeds: "0"\nlists_of: tiny\naxes: {lists: [shuffled, random]}\n'
+    project.params("arm", arm)
+    code, out = project.run("run", "arm")
+    assert code == 1 and "upstream is missing" in out
+    assert project.run("run", "tiny")[0] == 0
+    code, out = project.run("run", "arm")
+    assert code == 0, out
+    for lists in ("shuffled", "random"):
+        manifest = project.root / f"artifacts/arm-lists{lists}/finetune/64k/wolf/s0/manifest.json"
+        assert f'"lists": "{lists}"' in manifest.read_text()
+    assert [event.split()[1] for event in project.events("begin")].count("01_generate") == 1
+    assert not made_twice(project)
+
+
+def test_a_setting_that_a_notebook_would_refuse_starts_no_job(project: Project):
+    project.params("bad", 'sizes: 64k\nanimals: neutral,wolf\nseeds: "0"\nlora_rank: 0\n')
+    code, out = project.run("run", "bad")
+    assert code == 1
+    assert "params/bad.yaml: lora_rank must be at least 1, got 0" in out
+    assert not project.events()
 
 
 # --- GPUs -----------------------------------------------------------------------------------------
