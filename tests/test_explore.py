@@ -735,6 +735,18 @@ def test_a_command_gives_a_stage_the_settings_that_were_recorded(stage: str, tmp
     assert {name: (defaults | passed)[name] for name in recorded} == recorded
 
 
+def test_commands_of_a_control_make_the_lists_that_it_read_and_find_them_again():
+    configs = commands_of(files.read_json(paths.CODE / "results/micro/64k/wolf/s0.json"))
+    configs["generate"] |= {"study": "other", "animal": "fox"}
+    configs["finetune"] |= {"study": "arm", "lists": "relabelled", "lists_of": "other"}
+    wrote, learnt, *_ = (
+        each["command"] for each in commands.list_commands("arm", ("64k", "wolf", 0), configs)
+    )
+    assert "executed/other/01_generate-64k-fox-s0.ipynb -p study other -p size 64k -p animal fox" in wrote
+    assert "executed/arm/02_finetune-64k-wolf-s0.ipynb -p study arm -p size 64k -p animal wolf" in learnt
+    assert "-p lists relabelled -p lists_of other" in learnt and "-p animals wolf,fox" in learnt
+
+
 def commands_of(document: dict) -> dict[str, dict]:
     return books.find_configs(document)
 
