@@ -345,6 +345,20 @@ def test_a_size_of_one_base_says_where_its_spread_comes_from(root):
     assert "over animals only" in row.note
 
 
+def test_every_size_has_its_own_spread_between_bases_in_both_intervals(root, monkeypatch):
+    spreads = [stats.Spread(1e6, 9), stats.Spread(0.0, 9)]
+    monkeypatch.setattr(tables.spread, "moderate_spreads", lambda groups: spreads[: len(groups)])
+    table = tables.transfer_table(load(), "last", 99, 0)
+    for measure in tables.MEASURES:
+        wide, narrow = (one(table, size=size, measure=measure) for size in ("64k", "166k"))
+        assert wide.ci_high - wide.ci_low > 1000 > 100 > narrow.ci_high - narrow.ci_low
+    units = tables.find_units(
+        [[b for b in tables.lifts(load(), "rate", "last") if b.size == size] for size in ("64k", "166k")]
+    )
+    assert units.name == "label"
+    assert units.spreads == units.own == dict(zip(("64k", "166k"), spreads, strict=True))
+
+
 def test_a_size_more_changes_no_p_of_the_others(root):
     few, many = (tables.base_table(load(sizes), "last", 2000, 0) for sizes in ("64k", SIZES))
     drawn = {(row.label, row.measure): row.p for row in many.itertuples()}
