@@ -26,7 +26,6 @@ BY_CELL = ("generate", "finetune", "evaluate")  # stages whose jobs cover cells 
 GROUP_HOURS = 4.0  # a job that is killed or fails holds up no more than this
 LEAST_STARTS = 10  # a job takes at least as long as so many starts of its engine, or starting is the work
 AXES = "axes"
-STAGE_NOTEBOOKS = {stage: f"{number:02}_{stage.stage}" for number, stage in enumerate(config.STAGES)}
 DIALS = {field.name for field in dataclasses.fields(config.Pretrain)} - {"size", "recipe", "device"}
 
 
@@ -240,6 +239,13 @@ def _check_trainer(asked: Asked) -> None:
         )
 
 
+def _find_notebooks() -> Iterable[tuple[type, str]]:
+    """Every stage that has a notebook here, those that no grid runs included."""
+    for stage in config.STAGES:
+        for path in sorted(paths.notebook("-").parent.glob(f"[0-9]*_{stage.stage}.ipynb")):
+            yield stage, path.stem
+
+
 def _check_settings(asked: Asked) -> None:
     """Every setting of every notebook, so that a grid does not begin what the notebook's job would refuse.
 
@@ -247,9 +253,7 @@ def _check_settings(asked: Asked) -> None:
     """
     animals = ",".join(asked.animals)
     one = next((name for name in asked.animals if name in config.LEXICON), asked.animals[0])
-    for stage, notebook in STAGE_NOTEBOOKS.items():
-        if not paths.notebook(notebook).is_file():
-            continue
+    for stage, notebook in _find_notebooks():
         defaults = read_defaults(notebook)
         values = defaults | {name: value for name, value in asked.overrides.items() if name in defaults}
         values |= {"study": asked.study, "seed": asked.seeds[0]}

@@ -357,6 +357,10 @@ def test_every_study_of_the_project_can_be_planned(path: Path):
     assert list_jobs(path.stem)
 
 
+def test_the_settings_of_every_notebook_are_checked():
+    assert [stage for stage, _ in planning._find_notebooks()] == list(config.STAGES)
+
+
 def test_checking_a_study_loads_no_model_library():
     look = "import sys; from lib import planning; planning.read_study('ladder')"
     look += "; print(sorted({'torch', 'transformers', 'pandas'} & sys.modules.keys()))"
