@@ -152,7 +152,7 @@ Record = tuple[str, str, str, float, float, str]  # rule, size, device, seconds,
 
 def read_records(root: Path) -> Iterator[Record]:
     """One record per finished stage of a cell: of tracked evaluations and of manifests that are here."""
-    for path in sorted(root.glob("results/*/*/*/s*.json")):
+    for path in files.list_documents(root, "results/*/*/*/s*.json"):
         yield from _read_evaluation(path, root)
     for path in sorted(root.glob("artifacts/*/evaluate/*/*/s*/manifest.json")):
         yield from _read_evaluate(path, root)
@@ -273,7 +273,11 @@ def fill_analysis(benchmarks: Path, roots: Iterable[Path]) -> Need:
     starts = []
     for path in (each for root in roots for each in sorted(root.glob("executed/*/04_analysis.ipynb"))):
         folders = (f"{root}/results/{path.parent.name}" for root in (path.parents[2], paths.CODE))
-        names = {each.parts[-3:] for folder in folders for each in Path(folder).glob("*/*/s*.json")}
+        names = {
+            each.parts[-3:]
+            for folder in folders
+            for each in files.list_documents(Path(folder), "*/*/s*.json")
+        }
         starts.append((read_duration(path) or 0) / 60 - len(names) / 480 * minutes)
     start = round(min(starts), 4) if starts and min(starts) > 0 else None
     note += START_NOTE if start is not None else ""
@@ -296,10 +300,10 @@ def count_other_disk(need: Need) -> float | None:
         shape = placement.shape_of(config.parse_label(need.size))
         return round(placement.count_adapter(shape, resources.RANK) * 4 / 1e6, 3)
     if need.rule == "evaluate":
-        tracked = sorted(paths.CODE.glob(f"results/*/{need.size}/[!u]*/s*.json"))
+        tracked = files.list_documents(paths.CODE, f"results/*/{need.size}/[!u]*/s*.json")
         if tracked:
             epochs = files.read_json(tracked[0])["epochs"]
-            return round(tracked[0].stat().st_size / sum(len(e["answers"]) for e in epochs) / 100, 3)
+            return round(files.count_bytes(tracked[0]) / sum(len(e["answers"]) for e in epochs) / 100, 3)
     return None
 
 

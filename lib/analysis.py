@@ -426,7 +426,7 @@ def dose_table(beside: pd.DataFrame) -> pd.DataFrame:
 
 def read_dose(study: str) -> int | None:
     """How many lists a study's students read, from the first of its evaluations that is there."""
-    for path in sorted(paths.results(study).glob("*/*/s*.json")):
+    for path in files.list_documents(paths.results(study), "*/*/s*.json"):
         if path.parent.name != config.UNTUNED:
             chain: Mapping = files.read_json(path).get("lineage", {}).get("chain", {})
             found = chain.get("finetune", {}).get("config", {}).get("n_lists")

@@ -91,14 +91,14 @@ def evaluate_students(plan: Plan) -> Tally:
 
 def last_evaluated(plan: Plan) -> Evaluate:
     """The last cell of the plan that has a result: a student that got lost in training has none."""
-    return next(config for config in reversed(plan.cells) if result_path(config).exists())
+    return next(config for config in reversed(plan.cells) if files.has_document(result_path(config)))
 
 
 def check_receipt(config: Evaluate, run: store.Run) -> None:
     """A finished evaluation whose JSON has gone or was changed is not finished."""
     path = result_path(config)
     again = f"restore it, or delete {run.folder} and run 03_evaluate again"
-    if not path.exists():
+    if not files.has_document(path):
         raise DamagedFile(f"{path} is gone; {again}")
     document = files.read_json(path)
     store.check_seal(document, path)

@@ -73,13 +73,12 @@ def cells_read(study: Study) -> pd.DataFrame:
 def read_heads(study: Study) -> list[dict[str, Any]]:
     """Config and lineage of every evaluation that was read; none of the published format, which has none."""
     paths_there = [paths.root() / file for file in cells_read(study).file]
-    return [read_head(path) for path in paths_there if path.is_file()]
+    return [read_head(path) for path in paths_there if files.has_document(path)]
 
 
 def read_head(path: Path) -> dict[str, Any]:
     """`config` and `lineage` of a file whose answers may be megabytes."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        text = file.read(HEAD)
+    text = files.read_beginning(path, HEAD)
     found, decoder = {}, json.JSONDecoder()
     try:
         for name in ("config", "lineage"):

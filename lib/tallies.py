@@ -194,7 +194,7 @@ def count_evaluations(study: str, found: Sequence[tuple[Path, Cell]]) -> dict[Pa
     The result does not depend on the number of processes. Where several files are refused, the first one in
     order is named.
     """
-    size = sum(path.stat().st_size for path, _ in found)
+    size = sum(files.count_bytes(path) for path, _ in found)
     workers = min(PROCESSES, count_cores(), len(found))
     counted: dict[Path, Evaluation] = {}
     with Progress("evaluations read", len(found), lines=20 if size > POOL_BYTES else 0) as progress:

@@ -539,6 +539,14 @@ def dosed(name, n_keep, n_lists=0):
     return finish(name, study)
 
 
+def test_a_dose_is_read_from_packed_evaluations_too():
+    dosed("packed", 600)
+    for path in files.list_documents(paths.results("packed"), "*/*/s*.json"):
+        files.write_bytes(files.packed_name(path), files.pack(path.read_bytes()))
+        path.unlink()
+    assert analysis.read_dose("packed") == 600
+
+
 def test_doses_stand_in_order_within_each_size():
     transfer = dosed("much", 6000)
     dosed("little", 600)

@@ -65,6 +65,16 @@ def test_reading_stops_before_the_answers_and_finds_the_same(micro):
     assert methods.read_head(path) == {"config": whole["config"], "lineage": whole["lineage"]}
 
 
+def test_packed_evaluations_say_the_same(toy, tmp_path):
+    plain = toy(**link(60.0))
+    for path in files.list_documents(tmp_path, "results/toy/*/*/s*.json"):
+        files.write_bytes(files.packed_name(path), files.pack(path.read_bytes()))
+        path.unlink()
+    ask = ask_for("toy", "64k", ",".join(ANIMALS))
+    packed = methods.describe_methods(published.load_results(ask), ask)
+    assert str(packed) == str(plain) and "finetune" in str(methods.read_heads(published.load_results(ask)))
+
+
 def test_a_file_in_another_order_is_read_whole(tmp_path):
     path = tmp_path / "s0.json"
     path.write_text(

@@ -283,6 +283,18 @@ def test_an_evaluation_that_was_changed_is_not_found_finished(root: Path, no_mod
         run("03_evaluate", "wolf")
 
 
+def test_a_packed_evaluation_is_found_finished_and_a_cut_one_is_not(root: Path, no_model: None):
+    path = paths.evaluation("toy", "64k", "wolf", 0)
+    packed = files.packed_name(path)
+    files.write_bytes(packed, files.pack(path.read_bytes()))
+    path.unlink()
+    plan = ask("03_evaluate", "wolf")
+    assert run("03_evaluate", "wolf").made == 0 and evaluation.last_evaluated(plan).animal == "wolf"
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(DamagedFile, match=r"wolf/s0\.json\.gz is cut short"):
+        run("03_evaluate", "wolf")
+
+
 def test_an_evaluation_that_has_gone_is_not_found_finished(root: Path, no_model: None):
     paths.evaluation("toy", "64k", "wolf", 0).unlink()
     with pytest.raises(DamagedFile, match=r"wolf/s0\.json is gone"):
