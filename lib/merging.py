@@ -516,7 +516,7 @@ def judge_receipt(
             return REFUSED, f"{path} was changed after it was written, or is of another version", ""
     except (StudyError, KeyError, TypeError, ValueError) as error:
         return REFUSED, f"{path} cannot be read as a receipt ({type(error).__name__}: {error})", ""
-    vouched = ("results", "needs")  # what else stands in it, such as seconds, may differ
+    vouched = ("asked", "results", "needs")  # what else stands in it, such as seconds, may differ
     if own and all(own.get(name) == receipt.get(name) for name in vouched):
         return SAME, "", content
     if stage not in FOLDERS:
