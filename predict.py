@@ -27,10 +27,14 @@ from lib.terminal import guarded
 
 TABLE = "predictors.csv"
 TESTS = "predictor-tests.csv"
+MATRICES = "predictor-matrices.csv"
 FIRST_HELD_OUT = 4
 GROUPS = ("explored", "held out")
 NAMED = "directed_adam_whole"  # before any held-out base was looked at (LOG.md)
-FORM = "adam_whole"  # whose matrix is compared with the measured one
+FORMS = (
+    "adam_whole",
+    "adam_digits",
+)  # whose matrices are compared with the measured one: the named one first
 # Every candidate as it was written down beforehand, with the sign expected; 0 is either.
 CANDIDATES: Mapping[str, int] = {
     "leak": 1,
@@ -96,19 +100,21 @@ def measure_lifts(study: str, labels: Sequence[str]) -> tuple[pd.DataFrame, dict
     return bases[bases.measure == "logprob"].set_index("label"), means
 
 
-def gather(study: str) -> tuple[pd.DataFrame, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """One row per base, and predicted and measured matrix of each."""
+Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def gather(study: str) -> tuple[pd.DataFrame, dict[str, Pairs]]:
+    """One row per base; and by form, predicted and measured matrix of each base."""
     documents = find_documents(study)
     if not documents:
         raise MissingInput(f"no predictions in {paths.results(study)}: run 06_predict for its bases first")
     bases, measured = measure_lifts(study, list(documents))
-    rows, pairs = [], {}
+    rows: list[dict] = []
+    pairs: dict[str, Pairs] = {form: {} for form in FORMS}
     for label, document in documents.items():
         order = [
             document["animals"].index(name) for name in sorted(document["animals"], key=tables.ORDER.get)
         ]
-        predicted = np.array(document["matrices"][FORM])[np.ix_(order, order)]
-        pairs[label] = predicted, measured[label]
         row = bases.loc[label]
         rows.append(
             {
@@ -121,11 +127,16 @@ def gather(study: str) -> tuple[pd.DataFrame, dict[str, tuple[np.ndarray, np.nda
                 "lists_asked": document["config"]["n_raw"],
                 "lambda": row["lambda"],
                 "error": row["error"],
-                "terms_match": match_terms(*pairs[label]),
-                "others_match": stats.correlate_residuals(*pairs[label]),
                 **document["numbers"],
             }
         )
+        for form in FORMS:
+            predicted = np.array(document["matrices"][form])[np.ix_(order, order)]
+            pairs[form][label] = pair = predicted, measured[label]
+            rows[-1] |= {
+                f"terms_{form}": match_terms(*pair),
+                f"others_{form}": stats.correlate_residuals(*pair),
+            }
     return pd.DataFrame(rows).sort_values(["params", "base"], ignore_index=True), pairs
 
 
@@ -156,7 +167,7 @@ def rank_candidates(table: pd.DataFrame) -> pd.DataFrame:
     return tests
 
 
-def compare_matrices(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[float, float]]:
+def compare_matrices(pairs: Pairs) -> dict[str, tuple[float, float]]:
     """Mean correlation of predicted and measured matrices, and its p: one order of animals for all bases."""
     rng = np.random.default_rng(0)
     size = len(next(iter(pairs.values()))[0])
@@ -173,6 +184,17 @@ def compare_matrices(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict
         name: (float(null[0]), float(np.mean(np.array(null) >= null[0] - 1e-12)))
         for name, null in found.items()
     }
+
+
+def match_matrices(table: pd.DataFrame, pairs: Mapping[str, Pairs]) -> pd.DataFrame:
+    """compare_matrices for every form and group of bases."""
+    rows = []
+    for form, own in pairs.items():
+        for group, labels in table.groupby("group").label:
+            chosen = {label: own[label] for label in labels}
+            for part, (value, p) in compare_matrices(chosen).items():
+                rows.append((form, group, len(chosen), part, value, p))
+    return pd.DataFrame(rows, columns=["form", "group", "bases", "part", "correlation", "p"])
 
 
 def fit_slopes(table: pd.DataFrame) -> dict[str, float]:
@@ -268,20 +290,22 @@ def say(tests: pd.DataFrame, table: pd.DataFrame) -> None:
         print(f"over parameters, {name}: exponent {slope:+.2f}")
 
 
+def to_csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
 def run(options: argparse.Namespace) -> int:
     path = paths.benchmarks() / TABLE
     if options.study:
         table, pairs = gather(options.study)
-        files.write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-        for group in GROUPS:
-            own = {label: pairs[label] for label in table.label[table.group == group]}
-            for name, (value, p) in compare_matrices(own).items() if own else ():
-                print(f"matrices, {group} ({len(own)} bases), {name}: correlation {value:+.3f}, p {p:.5f}")
+        files.write_text(path, to_csv(table))
+        matched = match_matrices(table, pairs)
+        files.write_text(paths.benchmarks() / MATRICES, to_csv(matched))
+        print(matched.to_string(index=False), end="\n\n")
     table = pd.read_csv(path)
     tests = rank_candidates(table)
     say(tests, table)
-    written = tests.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    files.write_text(paths.benchmarks() / TESTS, written)
+    files.write_text(paths.benchmarks() / TESTS, to_csv(tests))
     plots.save_figure(draw(table, tests), table, paths.root() / "figures", "predictors")
     return 0
 

@@ -595,6 +595,6 @@ def leak_table(config: Predict) -> Rows:
 def lift_table(config: Predict) -> Rows:
     """Predicted lifts in nats, row and column effects taken out."""
     document = load_predictors(config)
-    matrix = double_centre(np.array(document["matrices"]["adam_digits"]))
+    matrix = double_centre(np.array(document["matrices"]["adam_whole"]))
     animals = document["animals"]
     return Rows(animals, list(zip(animals, matrix, strict=True)))

@@ -80,7 +80,7 @@ def test_gathering_puts_both_matrices_in_one_order_of_animals(monkeypatch):
         "config": {"n_raw": 40},
         "lineage": {},
         "animals": [names[at] for at in order],
-        "matrices": {predict.FORM: measured[np.ix_(order, order)].tolist()},
+        "matrices": dict.fromkeys(predict.FORMS, measured[np.ix_(order, order)].tolist()),
         "numbers": dict.fromkeys((*predict.CANDIDATES, *predict.LATER), 1.0),
     }
     for label in ("64k", "64k-5"):
@@ -99,9 +99,14 @@ def test_gathering_puts_both_matrices_in_one_order_of_animals(monkeypatch):
     monkeypatch.setattr(predict, "measure_lifts", lambda study, labels: (bases, lifts))
     table, pairs = predict.gather("toy")
     assert table.group.tolist() == ["explored", "held out"]
-    assert table.terms_match.tolist() == pytest.approx([1, 1])
-    for predicted, found in pairs.values():
-        np.testing.assert_allclose(predicted, found)
+    assert table.terms_adam_whole.tolist() == pytest.approx([1, 1])
+    for own in pairs.values():
+        for predicted, found in own.values():
+            np.testing.assert_allclose(predicted, found)
+    monkeypatch.setattr(predict, "ORDERS", 20)
+    matched = predict.match_matrices(table, pairs)
+    assert len(matched) == len(predict.FORMS) * 2 * 2  # groups, parts
+    assert matched.correlation.tolist() == pytest.approx([1] * len(matched))
 
 
 def test_a_study_without_predictions_is_told_what_to_run(capsys):

@@ -3,6 +3,7 @@
 On the 64k base that comes with the project; its bytes are never touched.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import papermill
 import pytest
 import torch
 
@@ -237,6 +239,11 @@ def test_a_base_rebuilt_since_is_noticed(root, monkeypatch):
     monkeypatch.setattr(predictors, "ready_base", another)
     with pytest.raises(BrokenLineage, match="base: "):
         predict()
+
+
+def test_the_notebook_has_a_default_for_every_setting():
+    told = papermill.inspect_notebook(str(REPO / "notebooks/06_predict.ipynb"))
+    assert set(told) == {field.name for field in dataclasses.fields(predictors.Predict)}
 
 
 def test_the_notebook_runs_from_a_terminal(root):
