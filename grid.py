@@ -109,15 +109,14 @@ def write_points(study: str) -> None:
     for point in planning.read_study(study):
         if not point.axes:
             continue
-        path = paths.params_file(point.study)
+        path = paths.point_file(point.study)
+        if (own := paths.params_file(point.study)) != path and own.exists():
+            raise BadParameter(
+                f"{own} is a study of its own and has the name of a point of {study}; rename one"
+            )
         head = f"# Point {dict(point.axes)} of params/{study}.yaml, written by grid.py: change that one.\n"
         text = head + yaml.safe_dump(point.overrides, sort_keys=False)
-        there = path.read_text(encoding="utf-8") if path.exists() else text
-        if not there.startswith("# Point "):
-            raise BadParameter(
-                f"{path} is a study of its own and has the name of a point of {study}; rename one"
-            )
-        if there != text or not path.exists():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
             files.write_text(path, text)
 
 

@@ -190,7 +190,7 @@ def band_epochs(study: Study, epochs: pd.DataFrame, seed: int = 0) -> pd.DataFra
     """The table over epochs with bands that hold at all epochs of a size together (95 %).
 
     Given where a size has two epochs or more with the same students, and stats.MIN_BAND animals. The
-    spread between bases is pooled over sizes at each epoch, as for the pointwise intervals.
+    spread between bases is that of the pointwise intervals at each epoch.
     """
     epochs = epochs.assign(band_low=math.nan, band_high=math.nan)
     for measure, table in epochs.groupby("measure", sort=False):
@@ -204,7 +204,7 @@ def band_epochs(study: Study, epochs: pd.DataFrame, seed: int = 0) -> pd.DataFra
                 continue
             influences = [influence_of(blocks, units[at].name) for at, blocks in own.items()]
             rng = draws_of(measure, next(iter(own.values())), seed)
-            bands = stats.joint_band(influences, rng, [units[at].spread for at in own])
+            bands = stats.joint_band(influences, rng, [units[at].spreads.get(size) for at in own])
             for at, band in zip(own, bands, strict=True):
                 row = table.index[(table["size"] == size) & (table.epoch.astype(int) == at)]
                 epochs.loc[row, ["band_low", "band_high"]] = [band.low, band.high]

@@ -165,10 +165,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Spread:
-    """Variance of one unit's mean lambda about the mean of its group, and its degrees of freedom."""
+    """Variance of a unit's mean lambda about its group's, and its degrees of freedom (lib.spread)."""
 
     variance: float
-    freedom: int
+    freedom: float
 
 
 def group_units(units: Sequence[Hashable]) -> dict[Hashable, list[int]]:
@@ -306,7 +306,7 @@ def interval_of(influence: Influence, spread: Spread | None = None, level: float
     the single students' noise as well), plus what the units add beyond it, plus what the questions add:
 
         units      spread of the units' means less the noise of their students, never below 0; where
-                   `spread` is given it was pooled over sizes
+                   `spread` is given it was moderated over sizes (lib.spread)
         questions  spread of the questions' means less the noise of students and questions, never below 0
 
     With one unit the noise that two animals share is counted twice: its own part cannot be seen, and the
@@ -468,20 +468,6 @@ def sum_orders(gains: np.ndarray, draws: int | None, rng: np.random.Generator) -
 
 
 # --- several epochs, several groups -------------------------------------------------------------
-
-
-def pool_units(groups: Sequence[Influence]) -> Spread | None:
-    """The spread between units (bases of one size) pooled over groups (sizes); None where no group has two.
-
-    Two bases say next to nothing about the spread of bases; several sizes together say something, if the
-    spread is about the same in all of them. That is the assumption bought with this.
-    """
-    squares, freedom = 0.0, 0
-    for group in groups:
-        means = group.means.mean(1)
-        each = np.array([means[own].mean() for own in group_units(group.units).values()])
-        squares, freedom = squares + float(((each - each.mean()) ** 2).sum()), freedom + len(each) - 1
-    return Spread(squares / freedom, freedom) if freedom else None
 
 
 def joint_band(

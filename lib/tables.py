@@ -544,7 +544,6 @@ class Units:
     name: str  # the column of a block: label (bases) or seed
     spreads: Mapping[str, stats.Spread | None] = field(default_factory=dict)
     own: Mapping[str, stats.Spread | None] = field(default_factory=dict)
-    spread: stats.Spread | None = None  # of lambda, one for all sizes
 
 
 def find_units(groups: Iterable[Sequence[Block]]) -> Units:
@@ -560,8 +559,7 @@ def find_units(groups: Iterable[Sequence[Block]]) -> Units:
         moderate_bases([group for group in kept if group], part)
         for part, kept in (("lambda", used), ("own", [[b for b in group if b.control] for group in used]))
     )
-    pooled = stats.pool_units([influence_of(group, "label") for group in used if group])
-    return Units("label", spreads, own, pooled)
+    return Units("label", spreads, own)
 
 
 def moderate_bases(groups: Sequence[Sequence[Block]], part: str) -> dict[str, stats.Spread | None]:

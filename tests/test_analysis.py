@@ -358,6 +358,21 @@ def banded(study):
     return analysis.band_epochs(study, tables.epochs_table(study, 99, 0))
 
 
+def test_a_band_takes_each_sizes_own_spread_between_bases_as_the_interval_does(monkeypatch):
+    study, seen = build("ten", (*LABELS, "368k-1"), TEN), []
+    joint = stats.joint_band
+    monkeypatch.setattr(stats, "joint_band", lambda *given: seen.append(given[2]) or joint(*given))
+    found = banded(study)
+    assert (found.band_low <= found.ci_low).all() and (found.band_high >= found.ci_high).all()
+    expected = []
+    for measure in dict.fromkeys(found.measure):
+        groups = [analysis.blocks_at(study, measure, at) for at in sorted(set(found.epoch.astype(int)))]
+        units = [tables.find_units(list(own.values())) for own in groups]
+        expected += [[each.spreads[size] for each in units] for size in groups[0]]
+    assert seen == expected
+    assert len({each[-1] for each in seen[:3]}) == 3
+
+
 def test_a_band_over_epochs_needs_ten_animals():
     assert stats.MIN_BAND == 10
     nine = banded(build("nine", ("64k",), TEN[:9]))

@@ -250,7 +250,7 @@ def test_each_point_of_an_axis_is_a_study_of_its_own(project: Project):
         manifest = project.root / f"artifacts/ranks-lora_rank{rank}/finetune/64k/wolf/s0/manifest.json"
         assert f'"lora_rank": {rank}' in manifest.read_text()
         assert (project.root / f"executed/ranks-lora_rank{rank}/report.html").exists()
-    point = (project.root / "params/ranks-lora_rank4.yaml").read_text()
+    point = (project.root / "params/points/ranks-lora_rank4.yaml").read_text()
     assert point.startswith("# Point ") and "lists_of: ranks-lora_rank2\n" in point
     assert [event.split()[1] for event in project.events("begin")].count("01_generate") == 1
     code, out = project.run("run", "ranks")

@@ -225,16 +225,6 @@ def test_a_pooled_spread_widens_the_interval_of_a_single_base():
     assert informed.error == pytest.approx(math.sqrt(alone.error**2 + 4.0))
 
 
-def test_pooled_units_are_the_within_group_variance_of_unit_means():
-    def group(*values):
-        sheets = [stats.Sheet(np.eye(4)[None] * v, NAMES[:4], NAMES[:4], at) for at, v in enumerate(values)]
-        return stats.measure_influence(sheets, range(len(values)))
-
-    spread = stats.pool_units([group(1.0, 3.0), group(10.0, 16.0), group(5.0)])
-    assert (spread.variance, spread.freedom) == (pytest.approx((2**2 + 6**2) / 2 / 2), 2)
-    assert stats.pool_units([group(5.0)]) is None
-
-
 def test_no_spread_gives_no_width():
     found = stats.interval_of(
         stats.measure_influence([stats.Sheet(np.zeros((1, 5, 5)), NAMES[:5], NAMES[:5])], [0])
