@@ -1,0 +1,53 @@
+"""The figure of all studies and the command that draws it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import overview as command
+from lib import overview
+from lib.errors import MissingInput
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return pd.concat([command.read_study(name, measure) for name, _, measure, *_ in overview.FAMILIES])
+
+
+def test_every_size_of_the_tracked_studies_is_drawn_once_on_the_axis_of_its_measure(table: pd.DataFrame):
+    left, right = overview.overview_figure(table).axes
+    names = [[tick.get_text() for tick in ax.get_xticklabels()] for ax in (left, right)]
+    assert names[0] == ["64k", "166k", "368k", "864k", "2.4m", "5.1m", "11m", "21m", "135m"]
+    assert names[1] == ["0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b"]
+    assert "nats" in left.get_ylabel() and "percentage points" in right.get_ylabel()
+    lowest, highest = left.get_ylim()
+    shown = table[table.measure == "logprob"]
+    assert lowest < shown["lambda"].min() and highest > shown.ci_high[shown.level == "size"].max()
+
+
+def test_only_what_holds_after_the_correction_has_a_star(table: pd.DataFrame):
+    for ax, measure in zip(overview.overview_figure(table).axes, ("logprob", "rate"), strict=True):
+        own = table[(table.measure == measure) & (table.level == "size")].set_index("params")
+        told = {text.xy[0]: text.get_text() for text in ax.texts}
+        assert {params: words == "*" for params, words in told.items()} == (own.p_adjusted <= 0.05).to_dict()
+
+
+def test_bases_of_a_size_are_points_of_their_own_and_an_only_base_is_none(table: pd.DataFrame):
+    left, _ = overview.overview_figure(table).axes
+    points = [len(each.get_offsets()) for each in left.collections if len(each.get_offsets()) > 1]
+    assert sorted(points, reverse=True) == [8, 8, 8, 8, 4, 4, 2, 2]
+
+
+def test_a_study_without_tables_is_named_with_the_command_that_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SUBLIMINAL_ROOT", str(tmp_path))
+    with pytest.raises(MissingInput, match="run make report STUDY=ladder first"):
+        command.read_study("ladder", "logprob")
+    done = subprocess.run([sys.executable, "overview.py"], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "STUDY=ladder" in done.stderr
