@@ -324,7 +324,7 @@ def strengths_at(parts: Parts, value: float) -> dict[str, float]:
     chance: animals are taken to differ by ASSUMED_SPREAD times the lambda asked for, bases as they were
     seen to (transfer may be there in one alone), the rest not at all. That may flatter such a size.
     """
-    if parts.clear:
+    if parts.clear and parts.value:
         ratio = (value / parts.value) ** 2
         return {name: getattr(parts, name) * ratio for name in STRENGTHS}
     return dict.fromkeys(STRENGTHS, 0.0) | {"base": parts.base, "animal": (ASSUMED_SPREAD * value) ** 2}

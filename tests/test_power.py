@@ -232,6 +232,8 @@ def test_an_unclear_lambda_takes_animals_to_differ_by_as_much_as_itself():
     assert power.strengths_at(vague, 3.0)["base"] == 0.2
     assert power.strengths_at(vague, 3.0)["seed"] == 0
     assert power.strengths_at(PARTS, 4.0)["animal"] == pytest.approx(8.0)
+    nothing = dataclasses.replace(PARTS, value=0.0)  # clear, and of no size: no ratio to keep
+    assert power.strengths_at(nothing, 3.0)["animal"] == 9.0
 
 
 # --- what to buy ------------------------------------------------------------------------------
