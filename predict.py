@@ -71,6 +71,7 @@ LATER: Mapping[str, int] = {
     "force_adam_digits": 1,
 }
 MAKINGS = ("lambda", NAMED, "force_adam_whole", "reach_adam_whole", "alignment_adam_whole")
+SCALED = (*MAKINGS, "leak", "leak_digits", "leak_distinct")
 ORDERS = 20_000
 
 
@@ -197,11 +198,30 @@ def match_matrices(table: pd.DataFrame, pairs: Mapping[str, Pairs]) -> pd.DataFr
     return pd.DataFrame(rows, columns=["form", "group", "bases", "part", "correlation", "p"])
 
 
-def fit_slopes(table: pd.DataFrame) -> dict[str, float]:
-    """Exponent over parameters of the mean at each size, least squares on logarithms."""
-    means = table.groupby("params")[list(MAKINGS)].mean()
-    good = [name for name in MAKINGS if (means[name] > 0).all()]
-    return {name: float(np.polyfit(np.log(means.index), np.log(means[name]), 1)[0]) for name in good}
+def fit_slopes(table: pd.DataFrame, draws: int = 1000) -> dict[str, tuple[float, float, float]]:
+    """Exponent over parameters of the mean at each size, with its 95 % interval over bases drawn anew.
+
+    Least squares on logarithms; what has a mean below 0 at some size has none, and such draws are left out.
+    """
+    rng = np.random.default_rng(0)
+    params = np.log(np.unique(table.params))
+    groups = [own for _, own in table.groupby("params")]
+    found = {}
+    for name in SCALED:
+        slopes = []
+        for draw_ in range(draws + 1):
+            means = []
+            for own in groups:
+                at = rng.integers(len(own), size=len(own)) if draw_ else np.arange(len(own))
+                means.append(own[name].to_numpy()[at].mean())
+            if min(means) > 0:
+                slopes.append(float(np.polyfit(params, np.log(means), 1)[0]))
+            elif not draw_:
+                break
+        if slopes:
+            low, high = np.quantile(slopes[1:], (0.025, 0.975))
+            found[name] = slopes[0], float(low), float(high)
+    return found
 
 
 # --- drawing ------------------------------------------------------------------------------------
@@ -245,7 +265,8 @@ def draw_tests(tests: pd.DataFrame, ax: Axes) -> None:
     ax.set_xlim(-1, 1)
     ax.set_xlabel("Spearman's ρ with measured λ within a size, mean over sizes")
     ax.set_title("Which predictor orders the bases?\n(bold: named beforehand; grey: ±2 sd of chance)")
-    ax.legend(loc="lower left")
+    ax.set_xticks([-1, -0.5, 0, 0.5, 1])
+    ax.legend(loc="upper left", fontsize=10)
 
 
 def draw_size(own: pd.DataFrame, ax: Axes, colour: str, size: str) -> None:
@@ -286,12 +307,12 @@ def say(tests: pd.DataFrame, table: pd.DataFrame) -> None:
     """The outcome, on the screen."""
     shown = [name for name in tests if name.startswith(("candidate", "rho", "p_"))]
     print(tests[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-    for name, slope in fit_slopes(table).items():
-        print(f"over parameters, {name}: exponent {slope:+.2f}")
+    for name, (slope, low, high) in fit_slopes(table).items():
+        print(f"over parameters, {name}: exponent {slope:+.2f} ({low:+.2f} to {high:+.2f})")
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
 
 
 def run(options: argparse.Namespace) -> int:

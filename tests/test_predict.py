@@ -128,7 +128,12 @@ def test_table_and_figure_follow_from_the_tracked_table(root, capsys):
 def test_exponents_over_sizes_are_those_of_the_means():
     table = made_up()
     table["lambda"] = table.params**-0.75
-    assert predict.fit_slopes(table)["lambda"] == pytest.approx(-0.75)
+    table["leak"] = table.params**0.5 * np.random.default_rng(2).lognormal(size=len(table))
+    table[predict.NAMED] = np.where(table["size"] == "368k", -1.0, 1.0)
+    slopes = predict.fit_slopes(table, draws=50)
+    assert slopes["lambda"] == pytest.approx((-0.75, -0.75, -0.75))
+    assert slopes["leak"][1] < slopes["leak"][0] < slopes["leak"][2]
+    assert predict.NAMED not in slopes
 
 
 def test_the_slide_has_the_house_size():
