@@ -1,11 +1,11 @@
-"""What 06_predict says of bases beside what their students did: `python predict.py`.
+"""What 07_predict says of bases beside what their students did: `python predict.py`.
 
 Where evaluations and predictions of a study lie in results/<study>/, `python predict.py --study ladder`
 gathers them into benchmarks/predictors.csv, one row per base; else that file is read as it is. From it follow
-figures/predictors.png and benchmarks/predictor-tests.csv. Predictions are made by 06_predict, base by base
+figures/predictors.png and benchmarks/predictor-tests.csv. Predictions are made by 07_predict, base by base
 (n_raw 480 for 64k, 240 from 166k up):
 
-    papermill notebooks/06_predict.ipynb executed/predict.ipynb -p study ladder -p size 64k -p n_raw 480
+    papermill notebooks/07_predict.ipynb executed/predict.ipynb -p study ladder -p size 64k -p n_raw 480
 
 Bases 0 to 3 of a size were explored, bases 4 to 7 held out until one predictor was named (LOG.md).
 """
@@ -108,7 +108,7 @@ def gather(study: str) -> tuple[pd.DataFrame, dict[str, Pairs]]:
     """One row per base; and by form, predicted and measured matrix of each base."""
     documents = find_documents(study)
     if not documents:
-        raise MissingInput(f"no predictions in {paths.results(study)}: run 06_predict for its bases first")
+        raise MissingInput(f"no predictions in {paths.results(study)}: run 07_predict for its bases first")
     bases, measured = measure_lifts(study, list(documents))
     rows: list[dict] = []
     pairs: dict[str, Pairs] = {form: {} for form in FORMS}

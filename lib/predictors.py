@@ -51,7 +51,7 @@ DISTINCT_LISTS = 24  # that all teachers read, to say how they differ: every lis
 
 @dataclass(frozen=True)
 class Predict(Loading):
-    """What is measured on one base (06_predict), in the words of the stages whose students it speaks of."""
+    """What is measured on one base (07_predict), in the words of the stages whose students it speaks of."""
 
     stage: typing.ClassVar[str] = "predict"
     study: str
@@ -101,7 +101,7 @@ def predict_transfer(plan: Plan) -> Tally:
     run = store.open_run(folder_of(config), config, {"base": base.identity})
     if run.state == "finished":
         check_receipt(config, run)
-        return Tally("06_predict", config.size, made=0, found=1)
+        return Tally("07_predict", config.size, made=0, found=1)
     probe = Probe(load_base(config.size, config.recipe, place(config, "train"), config.revision), config)
     pulls = {}
     with Progress("animals", len(probe.animals)) as progress:
@@ -132,13 +132,13 @@ def predict_transfer(plan: Plan) -> Tally:
     run.finish([RECEIPT], {"lists": {animal: int(pull.lists) for animal, pull in pulls.items()}})
     for animal in probe.animals:
         (run.folder / f"pull-{animal}.npz").unlink(missing_ok=True)
-    return Tally("06_predict", config.size, made=1, found=0)
+    return Tally("07_predict", config.size, made=1, found=0)
 
 
 def check_receipt(config: Predict, run: store.Run) -> None:
     """A finished base whose JSON has gone or was changed is not finished."""
     path = result_path(config)
-    again = f"restore it, or delete {run.folder} and run 06_predict again"
+    again = f"restore it, or delete {run.folder} and run 07_predict again"
     if not path.exists():
         raise DamagedFile(f"{path} is gone; {again}")
     if load_predictors(config)["lineage"]["content"] != files.read_json(run.folder / RECEIPT)["content"]:

@@ -17,7 +17,7 @@ import papermill.cli
 import pytest
 from click.testing import CliRunner
 
-from lib import config, files, paths
+from lib import config, files, paths, predictors
 
 REPO = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPO / "notebooks"
@@ -36,6 +36,7 @@ STAGES = {
     "04_analysis": config.Analysis,
     "05_explore": config.Explore,
     "06_publish": config.Publish,
+    "07_predict": predictors.Predict,
 }
 MODEL_STAGES = ("01_generate", "02_finetune", "03_evaluate")
 

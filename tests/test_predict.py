@@ -111,7 +111,7 @@ def test_gathering_puts_both_matrices_in_one_order_of_animals(monkeypatch):
 
 def test_a_study_without_predictions_is_told_what_to_run(capsys):
     assert predict.main(["--study", "toy"]) == 1
-    assert "run 06_predict for its bases first" in capsys.readouterr().err
+    assert "run 07_predict for its bases first" in capsys.readouterr().err
 
 
 def test_table_and_figure_follow_from_the_tracked_table(root, capsys):

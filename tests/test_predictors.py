@@ -176,7 +176,7 @@ def test_scores_behind_the_reach_are_those_of_an_evaluation(probe):
 
 
 def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(root, monkeypatch):
-    assert predict(study="whole") == "DONE 06_predict 64k: 1 made, 0 found finished"
+    assert predict(study="whole") == "DONE 07_predict 64k: 1 made, 0 found finished"
     measure, seen = predictors.measure_pull, []
 
     def die_at_the_third(probe: predictors.Probe, animal: str) -> predictors.Pull:
@@ -189,11 +189,11 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(root, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         predict(study="cut")
     assert not predictors.result_path(ask(study="cut")).exists()
-    assert predict(study="cut") == "DONE 06_predict 64k: 1 made, 0 found finished"
+    assert predict(study="cut") == "DONE 07_predict 64k: 1 made, 0 found finished"
     assert seen == ["wolf", "cat", "whale", "whale"]
     one, other = (predictors.load_predictors(ask(study=study)) for study in ("whole", "cut"))
     assert (one["numbers"], one["matrices"]) == (other["numbers"], other["matrices"])
-    assert predict(study="cut") == "DONE 06_predict 64k: 0 made, 1 found finished"
+    assert predict(study="cut") == "DONE 07_predict 64k: 0 made, 1 found finished"
     assert len(seen) == 4
     assert not list(root.rglob("pull-*.npz"))
 
@@ -242,7 +242,7 @@ def test_a_base_rebuilt_since_is_noticed(root, monkeypatch):
 
 
 def test_the_notebook_has_a_default_for_every_setting():
-    told = papermill.inspect_notebook(str(REPO / "notebooks/06_predict.ipynb"))
+    told = papermill.inspect_notebook(str(REPO / "notebooks/07_predict.ipynb"))
     assert set(told) == {field.name for field in dataclasses.fields(predictors.Predict)}
 
 
@@ -250,7 +250,7 @@ def test_the_notebook_runs_from_a_terminal(root):
     words = {"study": "toy", "size": "64k", "animals": ANIMALS, "seeds": "0", "n_raw": 40, "list_tokens": 48}
     passed = [word for name, value in words.items() for word in ("-p", name, str(value))]
     target = root / "out.ipynb"
-    source = os.path.relpath(REPO / "notebooks/06_predict.ipynb", REPO / "notebooks")
+    source = os.path.relpath(REPO / "notebooks/07_predict.ipynb", REPO / "notebooks")
     done = subprocess.run(
         [sys.executable, "-m", "papermill", source, str(target), *passed, "--no-progress-bar"],
         cwd=REPO / "notebooks",
@@ -263,7 +263,7 @@ def test_the_notebook_runs_from_a_terminal(root):
     assert done.returncode == 0, done.stderr[-3000:]
     outputs = [each for cell in nbformat.read(target, as_version=4).cells for each in cell.get("outputs", ())]
     text = "\n".join(each.get("text") or each.get("data", {}).get("text/plain", "") for each in outputs)
-    assert "DONE 06_predict 64k: 1 made, 0 found finished" in text
+    assert "DONE 07_predict 64k: 1 made, 0 found finished" in text
     written = json.loads((root / "results/toy/64k/predictors.json").read_text())
     shown = next(line for line in text.splitlines() if line.startswith("adam "))
     assert shown.split()[1] == f"{written['numbers']['directed_adam_whole']:+.3g}"
