@@ -46,7 +46,7 @@ def overview_figure(table: pd.DataFrame) -> Slide:
             draw_measure(table[table.measure == measure], ax)
         total = int(table[table.level == "size"].n_students.sum())
         slide.suptitle(f"Does a student take over what its teacher loves? {total:,} students", fontsize=19)
-        words = "bars: 95 % intervals over bases, seeds and animals; * p < .05 after Holm; grey: linear scale"
+        words = "95 % intervals over bases, seeds and animals where several; * p < .05 (Holm); grey: linear"
         slide.supxlabel(f"model size (parameters, log scale)\n{words}", fontsize=14)
     return tell(slide, "overview_figure", table)
 
@@ -70,7 +70,7 @@ def draw_measure(table: pd.DataFrame, ax: Axes) -> None:
     lowest = min(sizes.ci_low.min(), table["lambda"].min())
     ax.set_ylim(min(lowest * 1.2, -near / 3), 4.5 * sizes.ci_high.max())  # with room for the legend
     ax.set_ylabel(f"transfer factor λ\n({MEASURE_LABELS[table.measure.iloc[0]]})")
-    ax.legend(loc="upper left", fontsize=11.5, handletextpad=0.6, borderaxespad=0.1)
+    ax.legend(loc="upper left", fontsize=11, handletextpad=0.6, borderaxespad=0.1)
 
 
 def draw_family(own: pd.DataFrame, ax: Axes, title: str, colour: str, marker: str) -> None:

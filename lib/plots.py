@@ -38,6 +38,7 @@ STYLE = {
 }
 MARKERS = "osD^vPX<>ph*d8H"
 INK, FAINT = "#222222", "#8a8a8a"
+CROWDED = 8  # sizes whose labels stand in each other's way in full size
 SHAPES: dict[str, str] = {name: MARKERS[at % len(MARKERS)] for at, name in enumerate(config.LEXICON)}
 HATCHES: dict[str, str] = {
     name: ("", "//", "..", "xx", "\\\\")[at // len(HUES)] for at, name in enumerate(config.LEXICON)
@@ -241,6 +242,7 @@ def scaling_curve(table: pd.DataFrame, ax: Axes) -> Axes:
         sizes.params,
         [f"{row['size']}\n{count_words(row)}".replace(" x ", " x\n") for _, row in sizes.iterrows()],
     )
+    ax.tick_params(axis="x", labelsize=13 if len(sizes) < CROWDED else 10)
     ax.minorticks_off()
     top = ax.get_ylim()[1]
     for row in sizes.itertuples():
