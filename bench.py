@@ -48,6 +48,7 @@ REFERENCE = {
     **{"study": "bench", "animal": "wolf", "recipe": "standard", "system": "default"},
     **{"epochs": 1000, "batch": BATCH, "learning_rate": 2e-4, "warmup_steps": 5, "max_grad_norm": 1.0},
     **{"lora_rank": 8, "lora_alpha": 8.0, "lora_targets": "q,k,v,o,gate,up,down"},
+    **{"lists": "own", "lists_of": "", "n_lists": 0},
     **{"trainer": "auto", "students": 0, "micro_batch": 0, "device": "auto"},
     **{"report_to": "none", "revision": "main", "dtype": "auto", "gpus": 0},
 }

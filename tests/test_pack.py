@@ -1,6 +1,7 @@
 """pack.py: evaluations packed for git, read as before; killed anywhere, nothing is lost."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -78,7 +79,8 @@ def test_packing_keeps_content_and_unpacking_brings_every_byte_back(root: Path):
 def test_make_knows_how_to_pack():
     for words, flag in ((["STUDY=toy"], ""), (["STUDY=toy", "UNPACK=1"], " --unpack")):
         command = ["make", "-n", "-o", ".venv/.ready", "pack", *words]
-        done = subprocess.run(command, cwd=paths.CODE, capture_output=True, text=True, check=True)
+        outer = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        done = subprocess.run(command, cwd=paths.CODE, env=outer, capture_output=True, text=True, check=True)
         assert done.stdout.strip().endswith(f"pack.py toy{flag}")
 
 
