@@ -104,22 +104,6 @@ def read_last(study: str) -> dict[str, Any]:
     return last if isinstance(last, dict) else {}
 
 
-def write_points(study: str) -> None:
-    """A params file for each point of a study with further axes, so that all else finds it by its name."""
-    for point in planning.read_study(study):
-        if not point.axes:
-            continue
-        path = paths.point_file(point.study)
-        if (own := paths.params_file(point.study)) != path and own.exists():
-            raise BadParameter(
-                f"{own} is a study of its own and has the name of a point of {study}; rename one"
-            )
-        head = f"# Point {dict(point.axes)} of params/{study}.yaml, written by grid.py: change that one.\n"
-        text = head + yaml.safe_dump(point.overrides, sort_keys=False)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            files.write_text(path, text)
-
-
 # --- doing it ---------------------------------------------------------------------------------
 
 
@@ -180,7 +164,7 @@ def table_path(grid: Grid) -> Path:
 
 def run_grid(grid: Grid) -> int:
     """Every job that is not done; 1 where any failed."""
-    write_points(grid.study)
+    worker.write_points(grid.study)
     jobs = grid.list_jobs()
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(locked(grid.study))
@@ -325,7 +309,9 @@ def say_silent(grid: Grid, job: Job) -> str:
 def find_cluster_log(grid: Grid, job: Job) -> Path | None:
     """What a cluster kept of the last attempt at a job, before the job wrote a log of its own."""
     kept = [
-        path for path in (grid.folder / ".snakemake").glob("*_logs/**/*.log") if job.name in path.parts[-2]
+        path
+        for path in (grid.folder / ".snakemake").glob("*_logs/**/*.log")
+        if path.parts[-2].endswith(f"_{job.name}")  # study and job, as the Snakefile names its outputs
     ]
     return max(kept, key=lambda path: path.stat().st_mtime, default=None)
 

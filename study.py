@@ -19,7 +19,7 @@ from workflow import job as worker
 
 def run_report(study: str, results: str) -> int:
     """The analysis of the evaluations that are there, at each point of a study with further axes."""
-    grid.write_points(study)
+    worker.write_points(study)
     for job in planning.list_jobs(study, resources.read_costs(study)):
         if job.stage == "analyse":
             analyse(dataclasses.replace(job, results=results))

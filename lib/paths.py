@@ -19,13 +19,13 @@ def notebook(stage_file: str) -> Path:
 
 
 def params_file(study: str) -> Path:
-    """The overrides of one study; those of a point of a study with axes were written by grid.py."""
+    """The overrides of one study; those of a point of a study with axes were written for its jobs."""
     own = CODE / "params" / f"{study}.yaml"
     return own if own.exists() or not point_file(study).exists() else point_file(study)
 
 
 def point_file(study: str) -> Path:
-    """Where grid.py writes the overrides of a point, which is a study by its name like any other."""
+    """Where the overrides of a point are written, which is a study by its name like any other."""
     return CODE / "params" / "points" / f"{study}.yaml"
 
 

@@ -349,8 +349,8 @@ def test_a_job_that_its_node_never_began_is_told_in_the_words_of_the_node(
     asked, job = grid.Grid("tiny", "slurm", 1, 4.0), Job("tiny", "finetune", "64k")
     kept = asked.folder / ".snakemake/slurm_logs/rule_finetune"  # where the plugin has sbatch write
     for folder, words in (
-        ("tiny_finetune-64k-1", "of another job"),
         ("tiny_finetune-64k", "python: not found"),
+        ("tiny_finetune-64k-1", "of a later job of another base"),
     ):
         (kept / folder).mkdir(parents=True)
         (kept / folder / "17.log").write_text(words + "\n\n")

@@ -1,6 +1,7 @@
 """Bases of the micro ladder: real folders, built here in a few steps, and the ones the project carries."""
 
 import itertools
+import json
 import math
 import shutil
 import signal
@@ -162,24 +163,32 @@ def test_a_finished_base_is_found_and_not_built_anew(root, monkeypatch):
     assert (tally.made, tally.found) == (0, 1)
 
 
+# A base whose process is killed at a step; how often it saves, that step, and what is asked of it.
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 sys.path.insert(0, "tests")
 import build_base
 from lib import config, pretraining
-whole, pretraining.SAVE_EVERY = pretraining._step, 2
+save_every, deadly, asked = json.loads(sys.argv[1])
+whole, pretraining.SAVE_EVERY = pretraining._step, save_every
 def step(*args):
-    if args[-1] == 3:
+    if args[-1] == deadly:
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(*args)
 pretraining._step = step
-pretraining.build_base(build_base.build_plan(config.Pretrain, pretrain_steps=5))
+pretraining.build_base(build_base.build_plan(config.Pretrain, **asked))
 """
 
 
-def test_a_killed_base_goes_on_to_identical_weights(root, monkeypatch):
-    done = subprocess.run([sys.executable, "-c", KILLED], cwd=paths.CODE, capture_output=True, check=False)
+def kill_base(save_every: int, deadly: int, **asked: object) -> None:
+    """Begin a base in a process that is killed at a step."""
+    words = [sys.executable, "-c", KILLED, json.dumps([save_every, deadly, asked])]
+    done = subprocess.run(words, cwd=paths.CODE, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+def test_a_killed_base_goes_on_to_identical_weights(root, monkeypatch):
+    kill_base(2, 3, pretrain_steps=5)
     folder = paths.built_base("tiny", "64k")
     assert (folder / "checkpoint.pt").exists() and not (folder / "manifest.json").exists()
     steps, whole = [], pretraining._step
@@ -321,29 +330,11 @@ def test_a_course_lands_once_and_not_above_its_loss_nor_at_its_end():
     assert not course(2000).note_heldout(1.0)
 
 
-KILLED_LANDING = """
-import os, signal, sys
-sys.path.insert(0, "tests")
-import build_base
-from lib import config, pretraining
-whole, pretraining.SAVE_EVERY = pretraining._step, 20
-def step(*args):
-    if args[-1] == 70:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return whole(*args)
-pretraining._step = step
-more = dict(pretrain_until=9.0, pretrain_steps=150, pretrain_batch=4, corpus_rows=40)
-pretraining.build_base(build_base.build_plan(config.Pretrain, **more))
-"""
-
-
 def test_a_base_killed_while_its_rate_falls_ends_where_it_would_have(root, monkeypatch):
-    words = [sys.executable, "-c", KILLED_LANDING]
-    done = subprocess.run(words, cwd=paths.CODE, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    values = {"pretrain_until": 9.0, "pretrain_steps": 150, **SHORT}
+    kill_base(20, 70, **values)
     steps, whole = [], pretraining._step
     monkeypatch.setattr(pretraining, "_step", lambda *args: steps.append(args[-1]) or whole(*args))
-    values = {"pretrain_until": 9.0, "pretrain_steps": 150, **SHORT}
     resumed = build(**values)
     kept = weights(resumed), store.read_manifest(resumed).counts
     assert steps == list(range(60, 100))

@@ -25,7 +25,7 @@ sys.path.insert(0, str(CODE))
 
 from lib import files, paths, planning, receipts, resources  # noqa: E402
 from lib.children import ENVIRONMENT, watched_command  # noqa: E402
-from lib.errors import NotAvailable, StudyError  # noqa: E402
+from lib.errors import BadParameter, NotAvailable, StudyError  # noqa: E402
 from lib.planning import Job  # noqa: E402
 
 SCHEDULER = "SUBLIMINAL_SCHEDULER"  # the process that a job on this machine must not outlive
@@ -47,6 +47,24 @@ def clear_log(job: Job) -> None:
 
 def executed_path(job: Job) -> Path:
     return paths.executed(job.study) / f"{job.stem}.ipynb"
+
+
+def write_points(study: str) -> None:
+    """A params file for each point of a study with further axes, so that all else finds it by its name."""
+    import yaml
+
+    for point in planning.read_study(study):
+        if not point.axes:
+            continue
+        path = paths.point_file(point.study)
+        if (own := paths.params_file(point.study)) != path and own.exists():
+            raise BadParameter(
+                f"{own} is a study of its own and has the name of a point of {study}; rename one"
+            )
+        head = f"# Point {dict(point.axes)} of params/{study}.yaml, written for its jobs: change that one.\n"
+        text = head + yaml.safe_dump(point.overrides, sort_keys=False)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            files.write_text(path, text)
 
 
 # --- GPUs -----------------------------------------------------------------------------------------
@@ -292,6 +310,7 @@ def main() -> int:
         jobs = {job.name: job for job in listed}
         if asked.name not in jobs:
             raise StudyError(f"study {asked.study} has no job {asked.name!r}; it has {', '.join(jobs)}")
+        write_points(asked.study)
         here = [sys.executable, os.path.abspath(__file__), *sys.argv[1:]]
         return run_job(jobs[asked.name], jobs, shlex.join(here))
     except StudyError as error:
