@@ -186,6 +186,9 @@ def run_grid(grid: Grid) -> int:
         progress = Progress(jobs, done=set(done), before=done)
         code = run_snakemake(grid, progress, lock.fileno()) if len(done) < len(jobs) else 0
     missing = [job for job in jobs if job.name not in progress.done]
+    if missing and not code:  # by targets, --omit-from and the like
+        print(f"{len(progress.done)} of {len(jobs)} jobs are done; Snakemake was told to leave the others out")
+        return 0
     if missing:
         tell_missing(grid, missing, progress)
         return 1
@@ -240,16 +243,17 @@ def run_snakemake(grid: Grid, progress: Progress, lock: int) -> int:
 def list_words(grid: Grid) -> list[str]:
     """Snakemake's command line: its profile, and what is known of this machine only now."""
     words = ["--snakefile", str(paths.CODE / "workflow" / "Snakefile"), "--directory", str(grid.folder)]
-    words += ["--profile", str(PROFILES / grid.profile)]
     config = [f"study={grid.study}", f"group_hours={grid.group_hours:g}", f"table={table_path(grid)}"]
     if grid.local:
         here = {"gpu": len(worker.list_gpus()), "mem_mb": psutil.virtual_memory().total // 10**6}
         words += ["--cores", str(count_cores(grid))]
         words += ["--resources", *(f"{name}={count}" for name, count in here.items())]
         config += [f"machine_gpus={here['gpu']}", f"machine_mem_mb={here['mem_mb']}"]
+    # An option of one word comes last: those before take all that follows, and `extra` may begin with a target.
+    words += ["--config", *config, "--profile", str(PROFILES / grid.profile)]
     # Jobs on this machine end with their Snakemake; those of a cluster are the cluster's and go on.
     scheduler = worker.SCHEDULER if grid.local else ""
-    return watched_command("snakemake", [*words, "--config", *config, *grid.extra], scheduler)
+    return watched_command("snakemake", [*words, *grid.extra], scheduler)
 
 
 def stop(process: subprocess.Popen, local: bool) -> None:
@@ -282,10 +286,14 @@ def tell_missing(grid: Grid, missing: Sequence[Job], progress: Progress) -> None
     """What failed, in the notebook's words, and how to go on; what only waits for that is counted."""
     names = {job.name for job in missing}
     failed = [job for job in missing if not names & set(job.needs)]
+    alike: dict[str, list[Job]] = {}
     for job in failed:
         note = read_failure(job) or {}
         error = note.get("error") or worker.find_told(job) or say_silent(grid, job)
-        print(f"\n{job.name} failed:\n  " + error.replace("\n", "\n  "))
+        alike.setdefault(error, []).append(job)
+    for error, (job, *others) in alike.items():
+        more = f" and {len(others)} more in the same words" if others else ""
+        print(f"\n{job.name}{more} failed:\n  " + error.replace("\n", "\n  "))
         print(f"retry it with\n  {retry_words(grid, job)}\nits log is {show(worker.log_path(job))}")
     waiting = len(missing) - len(failed)
     print(f"\n{len(progress.done)} of {len(progress.jobs)} jobs are done, {len(failed)} failed", end="")
