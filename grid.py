@@ -187,7 +187,9 @@ def run_grid(grid: Grid) -> int:
         code = run_snakemake(grid, progress, lock.fileno()) if len(done) < len(jobs) else 0
     missing = [job for job in jobs if job.name not in progress.done]
     if missing and not code:  # by targets, --omit-from and the like
-        print(f"{len(progress.done)} of {len(jobs)} jobs are done; Snakemake was told to leave the others out")
+        print(
+            f"{len(progress.done)} of {len(jobs)} jobs are done; Snakemake was told to leave the others out"
+        )
         return 0
     if missing:
         tell_missing(grid, missing, progress)
@@ -249,7 +251,7 @@ def list_words(grid: Grid) -> list[str]:
         words += ["--cores", str(count_cores(grid))]
         words += ["--resources", *(f"{name}={count}" for name, count in here.items())]
         config += [f"machine_gpus={here['gpu']}", f"machine_mem_mb={here['mem_mb']}"]
-    # An option of one word comes last: those before take all that follows, and `extra` may begin with a target.
+    # An option of one word comes last: others take all that follows, and `extra` may begin with a target.
     words += ["--config", *config, "--profile", str(PROFILES / grid.profile)]
     # Jobs on this machine end with their Snakemake; those of a cluster are the cluster's and go on.
     scheduler = worker.SCHEDULER if grid.local else ""

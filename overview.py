@@ -1,7 +1,7 @@
-"""The figure of all studies, from their tables: `python overview.py` writes figures/overview/.
+"""The figures of all studies, from their tables: `python overview.py` writes figures/overview/.
 
-The tables are those of the reports: `make report STUDY=ladder`, `STUDY=smollm2`, and for the published runs
-`STUDY=published RESULTS=FOLDER`.
+One of transfer over model size, one of what drives it. The tables are those of the reports, such as of
+`make report STUDY=ladder`, and for the published runs `STUDY=published RESULTS=FOLDER`.
 """
 
 import argparse
@@ -9,12 +9,14 @@ import sys
 
 import pandas as pd
 
-from lib import overview, paths, plots
+from lib import drivers, overview, paths, plots
 from lib.errors import MissingInput
 from lib.terminal import guarded
 
 COLUMNS = ["level", "size", "params", "base", "lambda", "ci_low", "ci_high", "p_adjusted"]
 COLUMNS += ["n_students", "n_bases", "measure"]
+DRIVERS = ["panel", "value", "study", "size", "lambda", "ci_low", "ci_high", "p_adjusted"]
+DRIVERS += ["n_bases", "n_students", "n_seeds", "measure"]
 
 
 def read_study(study: str, measure: str) -> pd.DataFrame:
@@ -30,13 +32,36 @@ def read_study(study: str, measure: str) -> pd.DataFrame:
     return table[table.measure == measure].assign(study=study)
 
 
+def read_panel(panel: drivers.Panel) -> pd.DataFrame:
+    """Each size at each value of what a panel varies; of the ladder, the sizes that the others have."""
+    found = []
+    for value, study in panel.points.items():
+        path = paths.tables(study) / ("epochs.csv" if value == drivers.EPOCHS else "transfer.csv")
+        if not path.is_file():
+            whole = study.split("-")[0]  # a study with further axes makes one of its own for each value
+            raise MissingInput(f"there is no {path}: run make report STUDY={whole} first")
+        table = pd.read_csv(path)
+        found.append(
+            table[table.measure == "logprob"].assign(
+                value=table.epoch.astype(str) if value == drivers.EPOCHS else value, study=study
+            )
+        )
+    shared = set.intersection(*(set(each["size"]) for each in found))
+    table = pd.concat(found, ignore_index=True)
+    return table[table["size"].isin(shared)].assign(panel=panel.title).reindex(columns=DRIVERS)
+
+
 def write_overview() -> int:
-    table = pd.concat(
+    sizes = pd.concat(
         [read_study(study, measure) for study, _, measure, *_ in overview.FAMILIES], ignore_index=True
     )
-    slide = overview.overview_figure(table)
-    written = plots.save_figure(slide, table, paths.root() / "figures" / "overview", "overview")
-    print("\n".join(map(str, written)))
+    panels = pd.concat(map(read_panel, drivers.PANELS), ignore_index=True)
+    folder = paths.root() / "figures" / "overview"
+    for name, slide, table in (
+        ("overview", overview.overview_figure(sizes), sizes),
+        ("drivers", drivers.drivers_figure(panels), panels),
+    ):
+        print("\n".join(map(str, plots.save_figure(slide, table, folder, name))))
     return 0
 
 

@@ -34,6 +34,9 @@ SPARE = 0.92  # of the free memory may be planned for
 MERGE_UP_TO = 16  # times its adapter's size: a larger layer is left as it is on a CPU
 LOOK_EVERY = 10  # steps between looks at the losses: each look waits for the GPU
 HEAD_TOKENS = 4096  # tokens whose logits exist at one time
+COMPILED_FROM = (
+    1e16  # operations of a training that is worth the minute or so which compiling its layers takes
+)
 VARLEN, DENSE = "fleet_varlen", "fleet_dense"
 NARROW = 32  # width of a head up to which plain products beat the fused kernel on a CPU
 _KNOWN = inspect.signature(varlen_attn).parameters  # its words for causal and grouped heads have changed
@@ -472,7 +475,8 @@ class Fleet:
         students: int = 0,
         compiled: bool | None = None,
     ) -> None:
-        """`rows_each` and `students` of 0 are chosen from the memory that is free."""
+        """`rows_each` and `students` of 0 are chosen from the memory that is free; `compiled` of None is so
+        where it pays."""
         reason = unsupported(model)
         if reason:
             raise NotAvailable(reason)
@@ -482,7 +486,7 @@ class Fleet:
         self.students = students
         self.device = next(model.parameters()).device
         self.packed = can_pack(model)
-        self.compiled = self.device.type == "cuda" if compiled is None else compiled
+        self.compiled = compiled
         self.report = Report()
         self.head, self.last = head_chunk, last_layer
 
@@ -495,6 +499,8 @@ class Fleet:
         waiting = [trainee for trainee in trainees if not trainee.done]
         if not waiting:
             return self.report
+        if self.compiled is None:
+            self.compiled = self.device.type == "cuda" and worth_compiling(self.model, trainees)
         shapes = [
             (each.config.lora_alpha, {name: weight.shape for name, weight in each.first.items()})
             for each in waiting
@@ -706,6 +712,13 @@ def can_pack(model: nn.Module) -> bool:
     """Whether rows can be laid end to end without padding: a GPU and half precision."""
     weight = next(model.parameters())
     return weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)
+
+
+def worth_compiling(model: nn.Module, trainees: Sequence[Trainee]) -> bool:
+    """Whether compiled layers save more time than they take, over all that the trainees are to read."""
+    tokens = sum(int(each.examples.lengths.sum()) * each.config.epochs for each in trainees)
+    # Forward and backward are two each per weight and token; frozen weights have no gradients of their own.
+    return 4.0 * tokens * sum(weight.numel() for weight in model.parameters()) >= COMPILED_FROM
 
 
 def passes_of_like_size(batch: int, rows: float) -> int:

@@ -137,6 +137,28 @@ def test_other_architectures_are_one_by_one(monkeypatch, loaded, alone, kind):
         check_courses(again, courses, train_together(base.model, again))
 
 
+@pytest.mark.parametrize(
+    ("parameters", "students", "lists", "pays"),
+    [
+        (
+            864_000,
+            48,
+            3_000,
+            False,
+        ),  # the micro ladder: seconds of training, a minute and a half of compiling
+        (21_000_000, 48, 3_000, False),
+        (135_000_000, 16, 10_000, True),
+        (500_000_000, 2, 10_000, True),
+        (500_000_000, 1, 100, False),
+    ],
+)
+def test_layers_are_compiled_where_that_pays(loaded, parameters: int, students: int, lists: int, pays: bool):
+    trainee = build_trainees(loaded, epochs=3)[0]
+    trainee.examples = Examples([np.zeros(134)] * lists, np.zeros(lists))
+    model = nn.Linear(parameters // 1000, 1000, bias=False, device="meta")
+    assert fleet.worth_compiling(model, [trainee] * students) == pays
+
+
 def test_an_unknown_architecture_is_refused():
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=16))
     with pytest.raises(NotAvailable, match=r"knows qwen2, .*, not gpt2"):

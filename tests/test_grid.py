@@ -1,6 +1,7 @@
 """grid.py with notebooks that only pretend: real Snakemake, papermill, kernels and signals."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ import pytest
 from grid_project import Project, wait_for
 
 import grid
+from lib import planning
 from lib.errors import NotAvailable
 from lib.planning import Job
 from workflow import job as worker
@@ -104,6 +106,22 @@ def test_a_result_that_is_gone_takes_its_receipt_along_and_is_made_again(finishe
     code, out = project.run("run", "tiny")
     assert code == 0, out
     assert project.events("made") == ["made tiny evaluate 64k wolf s1"]
+
+
+def test_what_snakemake_is_told_after_two_dashes_may_be_targets(project: Project):
+    """Only what these need is made, and what was left out is no failure."""
+    code, out = project.run("run", "tiny", "--", str(project.receipt("generate-64k")))
+    assert code == 0, out
+    assert out.splitlines()[-1] == "1 of 4 jobs are done; Snakemake was told to leave the others out"
+    assert "failed" not in out
+
+
+def test_what_fails_in_the_same_words_is_told_once(project: Project):
+    project.params("tiny", 'sizes: 64k,166k\nanimals: neutral,wolf\nseeds: "0"\n')
+    code, out = project.run("run", "tiny", "--", "--no-such-option")
+    assert code == 1
+    assert out.count("--no-such-option") == 1
+    assert re.search(r"generate-166k and 1 more in the same words failed:", out), out
 
 
 # --- a grid that goes wrong -----------------------------------------------------------------------
@@ -195,6 +213,23 @@ def test_ctrl_c_ends_every_job_and_its_kernel(project: Project):
     assert out.splitlines()[-1].startswith("stopped; what had finished stays")
     assert "Traceback" not in out
     wait_for(lambda: not is_running(kernel), 10)
+
+
+def test_only_a_kernel_that_showed_nothing_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two kernels that are given one port wait for each other; a notebook that failed has said something."""
+    monkeypatch.setenv("SUBLIMINAL_ROOT", str(tmp_path))
+    job = next(job for job in planning.list_jobs("micro") if job.stage == "finetune")
+    log, notebook = worker.log_path(job), worker.executed_path(job)
+    log.parent.mkdir(parents=True)
+    log.write_text("RuntimeError: Kernel didn't respond in 60 seconds\n")
+    assert worker.died_at_start(job)  # papermill had nothing to write yet
+    notebook.write_text(json.dumps({"cells": [{"outputs": []}, {}]}))
+    assert worker.died_at_start(job)
+    notebook.write_text(json.dumps({"cells": [{"outputs": [{"text": "0 of 4 students"}]}]}))
+    assert not worker.died_at_start(job)
+    notebook.unlink()
+    log.write_text("RuntimeError: no room\n")
+    assert not worker.died_at_start(job)
 
 
 def test_two_grids_on_one_folder_and_a_job_started_twice_do_no_harm(project: Project):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import overview as command
-from lib import overview
+from lib import drivers, overview
 from lib.errors import MissingInput
 
 REPO = Path(__file__).resolve().parent.parent
@@ -41,6 +41,45 @@ def test_bases_of_a_size_are_points_of_their_own_and_an_only_base_is_none(table:
     left, _ = overview.overview_figure(table).axes
     points = [len(each.get_offsets()) for each in left.collections if len(each.get_offsets()) > 1]
     assert sorted(points, reverse=True) == [8, 8, 8, 8, 4, 4, 2, 2]
+
+
+@pytest.fixture(scope="module")
+def panels() -> pd.DataFrame:
+    return pd.concat(map(command.read_panel, drivers.PANELS), ignore_index=True)
+
+
+def test_every_panel_has_each_of_its_values_at_the_sizes_that_all_of_them_have(panels: pd.DataFrame):
+    for panel in drivers.PANELS:
+        own = panels[panels.panel == panel.title]
+        values = list(panel.points) if drivers.EPOCHS not in panel.points else list(map(str, range(1, 11)))
+        sizes = set(own["size"])
+        assert [(value, size) for value in values for size in own["size"].unique()] == list(
+            zip(own.value, own["size"], strict=True)
+        )
+        assert {"64k", "368k"} <= sizes <= set(drivers.SIZES)
+        assert set(own.measure) == {"logprob"}
+
+
+def test_what_is_drawn_stands_at_its_value_with_its_interval(panels: pd.DataFrame):
+    for panel, ax in zip(drivers.PANELS, drivers.drivers_figure(panels).axes, strict=True):
+        own = panels[panels.panel == panel.title]
+        assert ax.get_title(loc="left") == panel.title
+        drawn = {each.get_label(): each for each in ax.containers}
+        assert set(drawn) == set(own["size"])
+        for size, (line, _, (bars,)) in drawn.items():
+            rows = own[own["size"] == size]
+            assert line.get_ydata() == pytest.approx(rows["lambda"])
+            ends = [tuple(bar[:, 1]) for bar in bars.get_segments()]
+            assert ends == [pytest.approx(pair) for pair in zip(rows.ci_low, rows.ci_high, strict=True)]
+            assert (line.get_linestyle() == "None") == panel.names
+        labels = [tick.get_text() for tick in ax.get_xticklabels()]
+        assert labels == [f"{float(v):g}" if v[0].isdigit() else v for v in dict.fromkeys(own.value)]
+
+
+def test_a_panel_without_tables_names_the_study_that_makes_them(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("SUBLIMINAL_ROOT", str(tmp_path))
+    with pytest.raises(MissingInput, match="run make report STUDY=doses first"):
+        command.read_panel(drivers.PANELS[0])
 
 
 def test_a_study_without_tables_is_named_with_the_command_that_makes_them(

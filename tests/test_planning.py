@@ -82,6 +82,14 @@ def test_a_stage_that_would_take_too_long_falls_into_as_few_jobs_as_keep_to_the_
     assert groups(100) == [(1, 2)] * 6  # 20 h
 
 
+@pytest.mark.parametrize("minutes", [50 / 3, 0.7, 0.1 + 0.2])
+def test_cuts_that_take_as_long_as_each_other_make_as_few_jobs_as_they_can(minutes: float):
+    """Where no start was measured all do, but for the last digits of their sums."""
+    limit = 5.5 * minutes
+    seeds, animals = planning._count_parts(lambda cells: Cost(minutes=minutes * cells), 2, 16, limit)
+    assert seeds * animals == 8
+
+
 def test_a_job_says_why_it_holds_what_it_holds(params: Path):
     whole = list_jobs("study", minutes_per_cell(15))
     assert next(j.why for j in whole if j.stage == "finetune") == "all 12 cells of 7b on one copy of the base"

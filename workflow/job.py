@@ -31,6 +31,8 @@ from lib.planning import Job  # noqa: E402
 SCHEDULER = "SUBLIMINAL_SCHEDULER"  # the process that a job on this machine must not outlive
 GIVEN = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")  # who starts jobs here has given them their GPUs
 LONG_AGO = 946_684_800  # the year 2000
+STARTS = 3  # of a kernel that does not come up
+GONE = ("DeadKernel", "Kernel didn't respond")  # how papermill says that it did not
 DONE = re.compile(r"^DONE [^:\n]+: (.+)$", re.MULTILINE)
 
 
@@ -173,8 +175,10 @@ def run_notebook(job: Job, extra: dict[str, str], keep: list[IO]) -> int:
 
 
 def died_at_start(job: Job) -> bool:
-    """Whether the kernel was gone before a cell had shown anything: a machine out of breath, no error."""
-    return "DeadKernel" in read_log(job) and not any(output for output in read_outputs(executed_path(job)))
+    """Whether the kernel never came up or was gone before a cell had shown anything: a machine out of
+    breath, or two kernels that were given the same port, and no error."""
+    gone = any(words in read_log(job) for words in GONE)
+    return gone and not any(output for output in read_outputs(executed_path(job)))
 
 
 def read_log(job: Job) -> str:
@@ -235,9 +239,10 @@ def run_job(job: Job, jobs: dict[str, Job], retry: str) -> int:
             at_work = hold_gpus(job.gpus) if job.label else contextlib.nullcontext(({}, []))
             with at_work as (extra, held):
                 code = run_notebook(job, extra, [lock, *held])
-                if code and died_at_start(job):
-                    print(f"{job.name}: its kernel died at the start; once more", flush=True)
-                    code = run_notebook(job, extra, [lock, *held])
+                for _ in range(STARTS - 1):
+                    if code and died_at_start(job):
+                        print(f"{job.name}: its kernel died at the start; once more", flush=True)
+                        code = run_notebook(job, extra, [lock, *held])
             if code:
                 return note_failure(job, find_error(job), retry)
             if job.stage == "analyse":

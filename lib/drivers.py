@@ -1,0 +1,130 @@
+"""The figure of what drives transfer: one panel per thing that was varied, all else as in the ladder.
+
+Reading layer. Draws what the tables of studies say; tests nothing.
+"""
+
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from lib.captions import MEASURE_LABELS
+from lib.colours import HUES
+from lib.overview import AXES
+from lib.plots import DPI, FAINT, STYLE, Slide, tell
+
+INCHES = (15, 9)
+SIZES = {"64k": (HUES[0], "o"), "166k": (HUES[1], "s"), "368k": (HUES[3], "D"), "864k": (HUES[6], "^")}
+# The ladder's own lists and settings, bases 0 to 3 and seed 0 as everywhere here.
+USUAL = "rates-learning_rate0_001"
+RATES = ("0.0002", "0.0005", "0.001", "0.002", "0.004")
+CONTROLS = ("reordered", "shuffled", "random", "relabelled", "foreign")
+EPOCHS = "every epoch of a study is a point"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What was varied, and which study has each of its values."""
+
+    title: str
+    label: str
+    points: dict[str, str]  # how a value is called, and its study
+    even: bool = False  # values stand one step apart
+    names: bool = False  # values are no amounts: nothing leads from one to the next
+
+
+PANELS = (
+    Panel(
+        "size of the dataset",
+        "lists that a student reads",
+        {str(count): f"doses-n_lists{count}" for count in (1000, 3000, 10000)},
+    ),
+    Panel("passes over the lists", "epochs", {EPOCHS: "epochs"}),
+    Panel(
+        "learning rate",
+        "learning rate",
+        {rate: f"rates-learning_rate{rate.replace('.', '_')}" for rate in RATES},
+    ),
+    Panel(
+        "reach of the persona",
+        "share of favourite questions\nthat ask beyond the animal",
+        {"0": "persona0", "0.5": "persona50", "0.9": USUAL},
+        even=True,
+    ),
+    Panel(
+        "numbers tied to animals",
+        "share of animals' documents\nwith numbers of the animal's own",
+        {"0": USUAL, "0.5": "entangled50", "1": "entangled"},
+        even=True,
+    ),
+    Panel(
+        "controls: lists changed or not the teacher's",
+        "what students read",
+        {"own": "ladder"} | {name: f"controls-lists{name}" for name in CONTROLS},
+        even=True,
+        names=True,
+    ),
+)
+
+
+def drivers_figure(table: pd.DataFrame) -> Slide:
+    """Columns: panel, value, study, size, lambda, ci_low, ci_high, n_bases, n_students, n_seeds, measure."""
+    with plt.rc_context(STYLE):
+        slide = Slide(figsize=INCHES, dpi=DPI, layout="constrained")
+        FigureCanvasAgg(slide)
+        axes = slide.subplots(2, 3, sharey=True).ravel()
+        for panel, ax in zip(PANELS, axes, strict=True):
+            draw_panel(table[table.panel == panel.title], panel, ax)
+        near, ticks = AXES["logprob"]
+        low, high = table.ci_low.min(), table.ci_high.max()
+        axes[0].set_yscale("symlog", linthresh=near, linscale=0.8)
+        axes[0].set_ylim(low * 1.1, high * 1.3)
+        ticks = [-0.01, -0.005, *ticks, 0.1]
+        axes[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        for ax in axes:
+            ax.minorticks_off()
+        for ax in axes[::3]:
+            ax.set_ylabel(f"transfer factor λ\n({MEASURE_LABELS['logprob']})")
+        shown: dict[str, object] = {}
+        for each in (each for ax in axes for each in ax.containers):
+            shown.setdefault(each.get_label(), each)
+        slide.legend(shown.values(), shown.keys(), loc="outside upper right", ncols=4, fontsize=14)
+        read = table.drop_duplicates(["study", "size"])
+        slide.suptitle(
+            f"What drives transfer: {int(read.n_students.sum()):,} students of the micro ladder", fontsize=19,
+            x=0.01, ha="left",
+        )  # fmt: skip
+        slide.supxlabel(
+            "95 % intervals, over other bases too; grey: linear. Four bases a size and one training seed; "
+            "the last panel has eight bases, and its own lists three seeds.",
+            fontsize=13,
+        )
+    return tell(slide, "drivers_figure", table)
+
+
+def draw_panel(table: pd.DataFrame, panel: Panel, ax: Axes) -> None:
+    """A line per size over the values of a panel."""
+    near, _ = AXES["logprob"]
+    ax.axhspan(-near, near, color="#f2f2f2", lw=0, zorder=0)
+    ax.axhline(0, color=FAINT, lw=1.2, zorder=1)
+    values = list(dict.fromkeys(table.value))
+    places = dict(zip(values, range(len(values)) if panel.even else map(float, values), strict=True))
+    if not panel.even and len(values) < 6:
+        ax.set_xscale("log")
+    sizes = [size for size in SIZES if size in set(table["size"])]
+    for size, shift in zip(sizes, np.linspace(-1, 1, len(sizes)), strict=True):
+        own, (colour, marker) = table[table["size"] == size], SIZES[size]
+        x = np.array([places[value] for value in own.value], float)
+        x = x * 10 ** (0.02 * shift) if ax.get_xscale() == "log" else x + 0.09 * shift
+        reach = [own["lambda"] - own.ci_low, own.ci_high - own["lambda"]]
+        shape = marker if panel.names else f"{marker}-"
+        ax.errorbar(
+            x, own["lambda"], reach, fmt=shape, ms=8, color=colour, capsize=4, lw=2, label=size, zorder=5
+        )
+    ax.set_xticks(list(places.values()), [f"{float(v):g}" if v[0].isdigit() else v for v in values])
+    ax.tick_params(axis="x", labelsize=12, rotation=0)
+    ax.set_xlabel(panel.label, fontsize=14)
+    ax.set_title(panel.title, fontsize=15, loc="left")
