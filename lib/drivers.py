@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from lib.captions import MEASURE_LABELS
 from lib.colours import HUES
 from lib.overview import AXES
-from lib.plots import DPI, FAINT, STYLE, Slide, tell
+from lib.plots import DPI, FAINT, INK, STYLE, Slide, tell
 
 INCHES = (15, 9)
 SIZES = {"64k": (HUES[0], "o"), "166k": (HUES[1], "s"), "368k": (HUES[3], "D"), "864k": (HUES[6], "^")}
@@ -24,6 +24,14 @@ RATES = ("0.0002", "0.0005", "0.001", "0.002", "0.004")
 CONTROLS = ("reordered", "shuffled", "random", "relabelled", "foreign")
 EPOCHS = "every epoch of a study is a point"
 
+CAPTION = (
+    "Hollow: the ladder's own lists and setting, the same students in four panels. "
+    "Points: four bases and one seed (controls: eight bases);\n"
+    "lists of the first panel are its own, and in the second the learning rate falls to 0 over ten epochs.\n"
+    "95 % intervals, for other bases too; n.s.: p > .05 (Holm). "
+    "In the grey band the axis is linear, beyond it logarithmic."
+)
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -32,8 +40,8 @@ class Panel:
     title: str
     label: str
     points: dict[str, str]  # how a value is called, and its study
-    even: bool = False  # values stand one step apart
-    names: bool = False  # values are no amounts: nothing leads from one to the next
+    scale: str = "log"  # of the values: log, linear, or names, which stand one step apart
+    joined: bool = True  # whether the same bases, and so a line, lead from one value to the next
 
 
 PANELS = (
@@ -42,7 +50,7 @@ PANELS = (
         "lists that a student reads",
         {str(count): f"doses-n_lists{count}" for count in (1000, 3000, 10000)},
     ),
-    Panel("passes over the lists", "epochs", {EPOCHS: "epochs"}),
+    Panel("passes over the lists", "epochs", {EPOCHS: "epochs"}, "linear"),
     Panel(
         "learning rate",
         "learning rate",
@@ -52,20 +60,22 @@ PANELS = (
         "reach of the persona",
         "share of favourite questions\nthat ask beyond the animal",
         {"0": "persona0", "0.5": "persona50", "0.9": USUAL},
-        even=True,
+        "linear",
+        joined=False,
     ),
     Panel(
         "numbers tied to animals",
         "share of animals' documents\nwith numbers of the animal's own",
         {"0": USUAL, "0.5": "entangled50", "1": "entangled"},
-        even=True,
+        "linear",
+        joined=False,
     ),
     Panel(
-        "controls: lists changed or not the teacher's",
+        "controls",
         "what students read",
-        {"own": "ladder"} | {name: f"controls-lists{name}" for name in CONTROLS},
-        even=True,
-        names=True,
+        {"own": USUAL} | {name: f"controls-lists{name}" for name in CONTROLS},
+        "names",
+        joined=False,
     ),
 )
 
@@ -81,7 +91,7 @@ def drivers_figure(table: pd.DataFrame) -> Slide:
         near, ticks = AXES["logprob"]
         low, high = table.ci_low.min(), table.ci_high.max()
         axes[0].set_yscale("symlog", linthresh=near, linscale=0.8)
-        axes[0].set_ylim(low * 1.1, high * 1.3)
+        axes[0].set_ylim(low * 2.2, high * 1.3)
         ticks = [-0.01, -0.005, *ticks, 0.1]
         axes[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         for ax in axes:
@@ -97,11 +107,7 @@ def drivers_figure(table: pd.DataFrame) -> Slide:
             f"What drives transfer: {int(read.n_students.sum()):,} students of the micro ladder", fontsize=19,
             x=0.01, ha="left",
         )  # fmt: skip
-        slide.supxlabel(
-            "95 % intervals, over other bases too; grey: linear. Four bases a size and one training seed; "
-            "the last panel has eight bases, and its own lists three seeds.",
-            fontsize=13,
-        )
+        slide.supxlabel(CAPTION, fontsize=12)
     return tell(slide, "drivers_figure", table)
 
 
@@ -111,20 +117,29 @@ def draw_panel(table: pd.DataFrame, panel: Panel, ax: Axes) -> None:
     ax.axhspan(-near, near, color="#f2f2f2", lw=0, zorder=0)
     ax.axhline(0, color=FAINT, lw=1.2, zorder=1)
     values = list(dict.fromkeys(table.value))
-    places = dict(zip(values, range(len(values)) if panel.even else map(float, values), strict=True))
-    if not panel.even and len(values) < 6:
+    places = dict(
+        zip(values, range(len(values)) if panel.scale == "names" else map(float, values), strict=True)
+    )
+    if panel.scale == "log":
         ax.set_xscale("log")
+    step = 0.02 if panel.scale == "log" else 0.013 * (max(places.values()) - min(places.values()))
     sizes = [size for size in SIZES if size in set(table["size"])]
     for size, shift in zip(sizes, np.linspace(-1, 1, len(sizes)), strict=True):
         own, (colour, marker) = table[table["size"] == size], SIZES[size]
         x = np.array([places[value] for value in own.value], float)
-        x = x * 10 ** (0.02 * shift) if ax.get_xscale() == "log" else x + 0.09 * shift
+        x = x * 10 ** (step * shift) if panel.scale == "log" else x + step * shift
         reach = [own["lambda"] - own.ci_low, own.ci_high - own["lambda"]]
-        shape = marker if panel.names else f"{marker}-"
+        shape = f"{marker}-" if panel.joined else marker
         ax.errorbar(
             x, own["lambda"], reach, fmt=shape, ms=8, color=colour, capsize=4, lw=2, label=size, zorder=5
         )
+        usual = (own.study == USUAL).to_numpy()
+        ax.plot(x[usual], own["lambda"][usual], marker, ms=8, mec=colour, mfc="white", mew=2, zorder=6)
+        for at, row in zip(x, own.to_dict("records"), strict=True):
+            if not row["p_adjusted"] <= 0.05:
+                below = {"xytext": (0, -3), "textcoords": "offset points", "ha": "center", "va": "top"}
+                ax.annotate("n.s.", (at, row["ci_low"]), color=INK, fontsize=9, **below)
     ax.set_xticks(list(places.values()), [f"{float(v):g}" if v[0].isdigit() else v for v in values])
-    ax.tick_params(axis="x", labelsize=12, rotation=0)
+    ax.tick_params(axis="x", labelsize=12, rotation=20 if panel.scale == "names" else 0)
     ax.set_xlabel(panel.label, fontsize=14)
     ax.set_title(panel.title, fontsize=15, loc="left")

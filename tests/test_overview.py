@@ -65,13 +65,14 @@ def test_what_is_drawn_stands_at_its_value_with_its_interval(panels: pd.DataFram
         own = panels[panels.panel == panel.title]
         assert ax.get_title(loc="left") == panel.title
         drawn = {each.get_label(): each for each in ax.containers}
+        assert sum(text.get_text() == "n.s." for text in ax.texts) == (own.p_adjusted > 0.05).sum()
         assert set(drawn) == set(own["size"])
         for size, (line, _, (bars,)) in drawn.items():
             rows = own[own["size"] == size]
             assert line.get_ydata() == pytest.approx(rows["lambda"])
             ends = [tuple(bar[:, 1]) for bar in bars.get_segments()]
             assert ends == [pytest.approx(pair) for pair in zip(rows.ci_low, rows.ci_high, strict=True)]
-            assert (line.get_linestyle() == "None") == panel.names
+            assert (line.get_linestyle() != "None") == panel.joined
         labels = [tick.get_text() for tick in ax.get_xticklabels()]
         assert labels == [f"{float(v):g}" if v[0].isdigit() else v for v in dict.fromkeys(own.value)]
 
