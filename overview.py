@@ -36,16 +36,15 @@ def read_panel(panel: drivers.Panel) -> pd.DataFrame:
     """Each size at each value of what a panel varies; of the ladder, the sizes that the others have."""
     found = []
     for value, study in panel.points.items():
-        path = paths.tables(study) / ("epochs.csv" if value == drivers.EPOCHS else "transfer.csv")
+        path = paths.tables(study) / f"{panel.table}.csv"
         if not path.is_file():
             whole = study.split("-")[0]  # a study with further axes makes one of its own for each value
             raise MissingInput(f"there is no {path}: run make report STUDY={whole} first")
         table = pd.read_csv(path)
-        found.append(
-            table[table.measure == "logprob"].assign(
-                value=table.epoch.astype(str) if value == drivers.EPOCHS else value, study=study
-            )
-        )
+        kept = table.measure == drivers.MEASURE
+        if panel.table == "epochs":
+            kept &= table.epoch.astype(str) == value
+        found.append(table[kept].assign(value=value, study=study))
     shared = set.intersection(*(set(each["size"]) for each in found))
     table = pd.concat(found, ignore_index=True)
     return table[table["size"].isin(shared)].assign(panel=panel.title).reindex(columns=DRIVERS)

@@ -208,19 +208,15 @@ def fit_slopes(table: pd.DataFrame, draws: int = 1000) -> dict[str, tuple[float,
     groups = [own for _, own in table.groupby("params")]
     found = {}
     for name in SCALED:
-        slopes = []
-        for draw_ in range(draws + 1):
-            means = []
-            for own in groups:
-                at = rng.integers(len(own), size=len(own)) if draw_ else np.arange(len(own))
-                means.append(own[name].to_numpy()[at].mean())
-            if min(means) > 0:
-                slopes.append(float(np.polyfit(params, np.log(means), 1)[0]))
-            elif not draw_:
-                break
-        if slopes:
-            low, high = np.quantile(slopes[1:], (0.025, 0.975))
-            found[name] = slopes[0], float(low), float(high)
+        values = [own[name].to_numpy() for own in groups]
+        seen = [each.mean() for each in values]
+        if min(seen) <= 0:
+            continue
+        drawn = [[rng.choice(each, len(each)).mean() for each in values] for _ in range(draws)]
+        good = [means for means in [seen, *drawn] if min(means) > 0]
+        slopes = np.polyfit(params, np.log(good).T, 1)[0]
+        low, high = np.quantile(slopes[1:], (0.025, 0.975))
+        found[name] = float(slopes[0]), float(low), float(high)
     return found
 
 

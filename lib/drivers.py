@@ -11,19 +11,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from lib.captions import MEASURE_LABELS
 from lib.colours import HUES
-from lib.overview import AXES
-from lib.plots import DPI, FAINT, INK, STYLE, Slide, tell
+from lib.overview import draw_scale, name_scale
+from lib.plots import DPI, INK, STYLE, Slide, tell
 
 INCHES = (15, 9)
+MEASURE = "logprob"
 SIZES = {"64k": (HUES[0], "o"), "166k": (HUES[1], "s"), "368k": (HUES[3], "D"), "864k": (HUES[6], "^")}
 # The ladder's own lists and settings, bases 0 to 3 and seed 0 as everywhere here.
 USUAL = "rates-learning_rate0_001"
 RATES = ("0.0002", "0.0005", "0.001", "0.002", "0.004")
 CONTROLS = ("reordered", "shuffled", "random", "relabelled", "foreign")
-EPOCHS = "every epoch of a study is a point"
-
 CAPTION = (
     "Hollow: the ladder's own lists and setting, the same students in four panels. "
     "Points: four bases and one seed (controls: eight bases);\n"
@@ -42,6 +40,7 @@ class Panel:
     points: dict[str, str]  # how a value is called, and its study
     scale: str = "log"  # of the values: log, linear, or names, which stand one step apart
     joined: bool = True  # whether the same bases, and so a line, lead from one value to the next
+    table: str = "transfer"  # of a study; in epochs a value is an epoch
 
 
 PANELS = (
@@ -50,7 +49,13 @@ PANELS = (
         "lists that a student reads",
         {str(count): f"doses-n_lists{count}" for count in (1000, 3000, 10000)},
     ),
-    Panel("passes over the lists", "epochs", {EPOCHS: "epochs"}, "linear"),
+    Panel(
+        "passes over the lists",
+        "epochs",
+        {str(epoch): "epochs" for epoch in range(1, 11)},
+        "linear",
+        table="epochs",
+    ),
     Panel(
         "learning rate",
         "learning rate",
@@ -88,16 +93,9 @@ def drivers_figure(table: pd.DataFrame) -> Slide:
         axes = slide.subplots(2, 3, sharey=True).ravel()
         for panel, ax in zip(PANELS, axes, strict=True):
             draw_panel(table[table.panel == panel.title], panel, ax)
-        near, ticks = AXES["logprob"]
-        low, high = table.ci_low.min(), table.ci_high.max()
-        axes[0].set_yscale("symlog", linthresh=near, linscale=0.8)
-        axes[0].set_ylim(low * 2.2, high * 1.3)
-        ticks = [-0.01, -0.005, *ticks, 0.1]
-        axes[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        for ax in axes:
-            ax.minorticks_off()
+            draw_scale(ax, MEASURE, table.ci_low.min() * 2.2, table.ci_high.max() * 1.3)
         for ax in axes[::3]:
-            ax.set_ylabel(f"transfer factor λ\n({MEASURE_LABELS['logprob']})")
+            name_scale(ax, MEASURE)
         shown: dict[str, object] = {}
         for each in (each for ax in axes for each in ax.containers):
             shown.setdefault(each.get_label(), each)
@@ -113,9 +111,6 @@ def drivers_figure(table: pd.DataFrame) -> Slide:
 
 def draw_panel(table: pd.DataFrame, panel: Panel, ax: Axes) -> None:
     """A line per size over the values of a panel."""
-    near, _ = AXES["logprob"]
-    ax.axhspan(-near, near, color="#f2f2f2", lw=0, zorder=0)
-    ax.axhline(0, color=FAINT, lw=1.2, zorder=1)
     values = list(dict.fromkeys(table.value))
     places = dict(
         zip(values, range(len(values)) if panel.scale == "names" else map(float, values), strict=True)

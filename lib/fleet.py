@@ -34,9 +34,7 @@ SPARE = 0.92  # of the free memory may be planned for
 MERGE_UP_TO = 16  # times its adapter's size: a larger layer is left as it is on a CPU
 LOOK_EVERY = 10  # steps between looks at the losses: each look waits for the GPU
 HEAD_TOKENS = 4096  # tokens whose logits exist at one time
-COMPILED_FROM = (
-    1e16  # operations of a training that is worth the minute or so which compiling its layers takes
-)
+COMPILED_FROM = 1e16  # operations of a training from which compiling its layers, a minute or so, pays
 VARLEN, DENSE = "fleet_varlen", "fleet_dense"
 NARROW = 32  # width of a head up to which plain products beat the fused kernel on a CPU
 _KNOWN = inspect.signature(varlen_attn).parameters  # its words for causal and grouped heads have changed

@@ -27,7 +27,7 @@ CAPTION = (
 )
 # Of each measure: up to where its axis is linear, and its ticks.
 AXES = {
-    "logprob": (0.002, (-0.002, 0, 0.002, 0.005, 0.01, 0.02, 0.05)),
+    "logprob": (0.002, (-0.01, -0.005, -0.002, 0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)),
     "rate": (2.0, (-2, 0, 2, 5, 10, 20, 50)),
 }
 
@@ -53,25 +53,35 @@ def overview_figure(table: pd.DataFrame) -> Slide:
     return tell(slide, "overview_figure", table)
 
 
-def draw_measure(table: pd.DataFrame, ax: Axes) -> None:
-    """The families that have one measure, on an axis that is linear around 0 and logarithmic beyond."""
-    near, ticks = AXES[table.measure.iloc[0]]
+def draw_scale(ax: Axes, measure: str, low: float, high: float) -> None:
+    """An axis of transfer factors that is linear around 0, where it is grey, and logarithmic beyond."""
+    near, ticks = AXES[measure]
     ax.axhspan(-near, near, color="#f2f2f2", lw=0, zorder=0)
     ax.axhline(0, color=FAINT, lw=1.2, zorder=1)
-    ax.set_xscale("log")
     ax.set_yscale("symlog", linthresh=near, linscale=0.8)
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_ylim(min(low, -near / 3), high)
+    ax.minorticks_off()
+
+
+def name_scale(ax: Axes, measure: str) -> None:
+    ax.set_ylabel(f"transfer factor λ\n({MEASURE_LABELS[measure]})")
+
+
+def draw_measure(table: pd.DataFrame, ax: Axes) -> None:
+    """The families that have one measure."""
+    measure = table.measure.iloc[0]
+    ax.set_xscale("log")
     for study, title, _, colour, marker in FAMILIES:
         own = table[table.study == study]
         if not own.empty:
             draw_family(own, ax, title, colour, marker)
     sizes = table[table.level == "size"].sort_values("params")
     ax.set_xticks(sizes.params, list(sizes["size"]))
-    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()
     ax.margins(x=0.07)
     lowest = min(sizes.ci_low.min(), table["lambda"].min())
-    ax.set_ylim(min(lowest * 1.2, -near / 3), 3 * sizes.ci_high.max())  # with room for the legend
-    ax.set_ylabel(f"transfer factor λ\n({MEASURE_LABELS[table.measure.iloc[0]]})")
+    draw_scale(ax, measure, lowest * 1.2, 3 * sizes.ci_high.max())  # with room for the legend
+    name_scale(ax, measure)
     ax.legend(loc="upper left", fontsize=11, handletextpad=0.6, borderaxespad=0.1)
 
 

@@ -533,6 +533,7 @@ def _count_parts(cost: Callable[[int], Cost], seeds: int, animals: int, limit: f
             for others in _split(range(animals), parts[1])
         ]
         longest = max(map(minutes, cells))
+        # Thousandths: of cuts whose sums differ in their last digits alone, the one with the fewest parts.
         return max(longest - room, 0.0), round(sum(map(minutes, cells)), 3), len(cells)
 
     return min(itertools.product(range(1, seeds + 1), range(1, animals + 1)), key=weigh)

@@ -82,20 +82,23 @@ class Tracker:
         self.writer = None
 
     def _try(self, act: Callable[[Writer], None]) -> None:
-        try:
-            if self.writer:
-                act(self.writer)
-        except Exception as error:  # no failure of a tracker is worth a student
-            give_up(self.kind, error)
+        if (writer := self.writer) and not attempt(self.kind, lambda: act(writer)):
             self.writer = None
 
 
-def give_up(kind: str, error: Exception) -> None:
-    """Say once that a tracker failed; students train on without it."""
-    if kind not in _failed:
-        _failed.add(kind)
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"tracker {kind} failed ({why}); training goes on without it, loss.jsonl has all", flush=True)
+def attempt(kind: str, act: Callable[[], object]) -> bool:
+    """Whether it could be done; says once that a tracker failed, and students train on without it."""
+    try:
+        act()
+    except Exception as error:  # no failure of a tracker is worth a student
+        if kind not in _failed:
+            _failed.add(kind)
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(
+                f"tracker {kind} failed ({why}); training goes on without it, loss.jsonl has all", flush=True
+            )
+        return False
+    return True
 
 
 def check_tracker(config: Finetune) -> str:
@@ -138,14 +141,13 @@ def open_tracker(run: store.Run, history: Sequence[Mapping]) -> Tracker:
     `history` is everything up to where it goes on: points of a killed attempt beyond it are dropped.
     """
     kind = run.config.report_to
-    if kind == "none" or kind in _failed:
-        return Tracker(kind, None)
-    try:
-        tracker = Tracker(kind, WRITERS[kind](run))
-    except Exception as error:  # as in Tracker._try
-        give_up(kind, error)
-        return Tracker(kind, None)
-    tracker.follow(history)
+    tracker = Tracker(kind, None)
+
+    def open_writer() -> None:
+        tracker.writer = WRITERS[kind](run)
+
+    if kind != "none" and kind not in _failed and attempt(kind, open_writer):
+        tracker.follow(history)
     return tracker
 
 

@@ -140,12 +140,7 @@ def test_other_architectures_are_one_by_one(monkeypatch, loaded, alone, kind):
 @pytest.mark.parametrize(
     ("parameters", "students", "lists", "pays"),
     [
-        (
-            864_000,
-            48,
-            3_000,
-            False,
-        ),  # the micro ladder: seconds of training, a minute and a half of compiling
+        (864_000, 48, 3_000, False),  # seconds of training, a minute and a half of compiling
         (21_000_000, 48, 3_000, False),
         (135_000_000, 16, 10_000, True),
         (500_000_000, 2, 10_000, True),

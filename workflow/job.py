@@ -238,11 +238,11 @@ def run_job(job: Job, jobs: dict[str, Job], retry: str) -> int:
         try:
             at_work = hold_gpus(job.gpus) if job.label else contextlib.nullcontext(({}, []))
             with at_work as (extra, held):
-                code = run_notebook(job, extra, [lock, *held])
-                for _ in range(STARTS - 1):
-                    if code and died_at_start(job):
-                        print(f"{job.name}: its kernel died at the start; once more", flush=True)
-                        code = run_notebook(job, extra, [lock, *held])
+                for start in range(1, STARTS + 1):
+                    code = run_notebook(job, extra, [lock, *held])
+                    if not code or start == STARTS or not died_at_start(job):
+                        break
+                    print(f"{job.name}: its kernel did not come up; once more", flush=True)
             if code:
                 return note_failure(job, find_error(job), retry)
             if job.stage == "analyse":
