@@ -16,6 +16,7 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
 LOCAL = ("file", "data", "blob", "about")
+PATIENCE = 15  # seconds that a page may take on a machine that does much else
 HOW = (
     "no Chromium: install the package `chromium`, or run `python -m playwright install chromium`, "
     "or name a browser in CHROMIUM"
@@ -55,6 +56,7 @@ class Visit:
 def chromium() -> Iterator[object]:
     """One browser a module: Playwright holds an event loop, which later modules want for themselves."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: run `make test`")
+    playwright.expect.set_options(timeout=1000 * PATIENCE)
     with playwright.sync_playwright() as driver:
         try:
             browser = driver.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
@@ -82,7 +84,7 @@ def open_visit(
     height: int = 900,
     dark: bool = False,
     network: bool = False,
-    seconds: float = 15,
+    seconds: float = PATIENCE,
     **context_options: object,
 ) -> Visit:
     """Open `url`; `network` lets every request through, more options are those of Playwright's context."""

@@ -682,10 +682,12 @@ function drawFolded(app, key, given, most, draw) {
 }
 
 function copyButton(text, what) {
+  let fading = 0;
   const node = button("Copy", async () => {
     const done = await copyText(text, node);
     node.textContent = done ? "Copied" : "Select and copy";
-    setTimeout(() => { node.textContent = "Copy"; }, 2000);
+    clearTimeout(fading); // a second click is told as long as the first
+    fading = setTimeout(() => { node.textContent = "Copy"; }, 4000);
   }, {"aria-label": `copy ${what}`, class: "sx-copy"});
   return node;
 }

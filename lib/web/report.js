@@ -256,9 +256,11 @@ async function copyText(text) {
 function dressCommand(pre) {
   const box = make("div", "copied"), said = make("span", "count");
   said.setAttribute("role", "status");
+  let fading = 0;
   const button = makeButton("", "copy", async () => {
     said.textContent = (await copyText(pre.textContent)) ? "copied" : "select it and copy by hand";
-    setTimeout(() => { said.textContent = ""; }, 4000);
+    clearTimeout(fading); // a second click is told as long as the first
+    fading = setTimeout(() => { said.textContent = ""; }, 4000);
   });
   pre.tabIndex = 0;
   pre.replaceWith(box);
