@@ -2,8 +2,8 @@
 
 Where evaluations and predictions of a study lie in results/<study>/, `python predict.py --study ladder`
 gathers them into benchmarks/predictors.csv, one row per base; else that file is read as it is. From it follow
-figures/predictors.png and benchmarks/predictor-tests.csv. Predictions are made by 07_predict, base by base
-(n_raw 480 for 64k, 240 from 166k up):
+figures/predictors.png, benchmarks/predictor-tests.csv and benchmarks/leak.csv: what leaks, and transfer per
+nat of it, by size. Predictions are made by 07_predict, base by base (n_raw 480 for 64k, 240 from 166k up):
 
     papermill notebooks/07_predict.ipynb executed/predict.ipynb -p study ladder -p size 64k -p n_raw 480
 
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from scipy.stats import t as students_t
 
 from lib import config, files, paths, plots, ranks, stats, store, tables
 from lib.colours import HUES
@@ -28,6 +29,7 @@ from lib.terminal import guarded
 TABLE = "predictors.csv"
 TESTS = "predictor-tests.csv"
 MATRICES = "predictor-matrices.csv"
+LEAKS = "leak.csv"
 FIRST_HELD_OUT = 4
 GROUPS = ("explored", "held out")
 NAMED = "directed_adam_whole"  # before any held-out base was looked at (LOG.md)
@@ -213,11 +215,52 @@ def fit_slopes(table: pd.DataFrame, draws: int = 1000) -> dict[str, tuple[float,
         if min(seen) <= 0:
             continue
         drawn = [[rng.choice(each, len(each)).mean() for each in values] for _ in range(draws)]
-        good = [means for means in [seen, *drawn] if min(means) > 0]
-        slopes = np.polyfit(params, np.log(good).T, 1)[0]
-        low, high = np.quantile(slopes[1:], (0.025, 0.975))
-        found[name] = float(slopes[0]), float(low), float(high)
+        found[name] = tell_slope(params, [seen, *drawn])
+    pairs = [own[["lambda", "leak"]].to_numpy() for own in groups]
+    drawn = [[rng.choice(each, len(each)).mean(0) for each in pairs] for _ in range(draws)]
+    gains = [[a / b for a, b in means] for means in [[each.mean(0) for each in pairs], *drawn]]
+    if min(gains[0]) > 0:
+        found["lambda per nat of leak"] = tell_slope(params, gains)
     return found
+
+
+def tell_slope(params: np.ndarray, drawn: list[list[float]]) -> tuple[float, float, float]:
+    """Slope of the first row's logarithms, and the 95 % interval that the others give."""
+    good = [means for means in drawn if min(means) > 0]
+    slopes = np.polyfit(params, np.log(good).T, 1)[0]
+    low, high = np.quantile(slopes[1:], (0.025, 0.975))
+    return float(slopes[0]), float(low), float(high)
+
+
+def compare_means(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float, float]:
+    """Ratio of two means over the same bases, with its 95 % interval; NaN where a mean is not above 0.
+
+    The interval is Student's, of the logarithm, from leaving out each base in turn. On simulated bases, eight
+    at a time, it held the truth in .92 to .95 where they differ as at 64k to 368k, in .87 to .91 as at 864k.
+    """
+    count, unknown = len(top), (np.nan, np.nan, np.nan)
+    if count < 2:
+        return unknown
+    left = [np.delete(np.stack([top, bottom]), each, axis=1).mean(1) for each in range(count)]
+    means = np.array([[top.mean(), bottom.mean()], *left])
+    if means.min() <= 0:
+        return unknown
+    logs = np.log(means[:, 0] / means[:, 1])
+    error = np.sqrt((count - 1) * logs[1:].var())
+    reach = students_t.ppf(0.975, count - 1) * error
+    value, low, high = np.exp([logs[0], logs[0] - reach, logs[0] + reach])
+    return float(value), float(low), float(high)
+
+
+def tell_leaks(table: pd.DataFrame) -> pd.DataFrame:
+    """By size: KL of prompted from plain teacher, nats per token of the lists, and lambda per nat of it."""
+    rows = []
+    for (params, size), own in table.groupby(["params", "size"]):
+        gain, leak = own["lambda"].to_numpy(), own.leak.to_numpy()
+        rows.append((size, params, len(own), gain.mean(), *compare_means(leak, np.ones_like(leak))))
+        rows[-1] += compare_means(gain, leak)
+    names = ("leak", "leak_low", "leak_high", "gain", "gain_low", "gain_high")
+    return pd.DataFrame(rows, columns=["size", "params", "bases", "lambda", *names])
 
 
 # --- drawing ------------------------------------------------------------------------------------
@@ -230,13 +273,15 @@ def draw(table: pd.DataFrame, tests: pd.DataFrame) -> plots.Slide:
         FigureCanvasAgg(slide)
         left, right = slide.subfigures(1, 2, width_ratios=(1, 1.15))
         draw_tests(tests, left.subplots())
-        above, below = right.subfigures(2, 1, height_ratios=(1.5, 1))
+        above, below = right.subfigures(2, 1, height_ratios=(1.3, 1))
         sizes = list(dict.fromkeys(table["size"]))
         for number, (size, ax) in enumerate(zip(sizes, above.subplots(2, 2).ravel(), strict=False)):
             draw_size(table[table["size"] == size], ax, HUES[number % len(HUES)], size)
         above.supxlabel("predicted λ, Adam's form (nats of a step that never bends)", fontsize=11)
         above.supylabel("measured λ (nats)", fontsize=11)
-        draw_makings(table, below.subplots())
+        leaks, makings = below.subplots(1, 2)
+        draw_leaks(tell_leaks(table), leaks)
+        draw_makings(table, makings)
     slide.table = tests
     slide.alt = (
         "Rank correlation of every predictor with transfer; the named one base by base; its parts by size."
@@ -278,22 +323,40 @@ def draw_size(own: pd.DataFrame, ax: Axes, colour: str, size: str) -> None:
 
 
 def draw_makings(table: pd.DataFrame, ax: Axes) -> None:
-    """Means over bases by size, as shares of the smallest size's."""
+    """What the prediction is made of: means over bases by size, as shares of the smallest size's."""
     means = table.groupby("params")[list(MAKINGS)].mean()
-    names = ("measured λ", "predicted λ", "force of the lists", "reach of the questions", "alignment")
+    names = ("measured λ", "predicted λ", "force of lists", "reach of questions", "alignment")
     for number, (column, name) in enumerate(zip(MAKINGS, names, strict=True)):
         shares = means[column] / means[column].iloc[0]
         ax.plot(
             means.index, shares.where(shares > 0), plots.MARKERS[number] + "-", color=HUES[number], label=name
         )
+    scale_by_size(table.drop_duplicates("size"), ax)
+    ax.set_ylabel(f"share of {table['size'].iloc[0]}'s", fontsize=11)
+    ax.set_title("What the prediction is made of", fontsize=12)
+    ax.legend(fontsize=8)
+
+
+def draw_leaks(leaks: pd.DataFrame, ax: Axes) -> None:
+    """What leaks and what is made of it, by size."""
+    for number, (name, label) in enumerate((("leak", "leak (nats a token)"), ("gain", "λ per nat of leak"))):
+        value = leaks[name]
+        reach = [value - leaks[f"{name}_low"], leaks[f"{name}_high"] - value]
+        mark = plots.MARKERS[number] + "-"
+        ax.errorbar(leaks.params, value, reach, fmt=mark, color=HUES[number], capsize=3, label=label)
+    scale_by_size(leaks, ax)
+    ax.set_ylim(top=300)
+    ax.set_title("Less leaks, or less is picked up?", fontsize=12)
+    ax.legend(fontsize=8, loc="upper left")
+
+
+def scale_by_size(sizes: pd.DataFrame, ax: Axes) -> None:
+    """Both axes logarithmic, a tick per size."""
     ax.set_xscale("log")
     ax.set_yscale("log")
-    sizes = table.drop_duplicates("size")
     ax.set_xticks(sizes.params, sizes["size"])
     ax.minorticks_off()
-    ax.set_ylabel(f"share of {sizes['size'].iloc[0]}'s")
-    ax.set_title("Less leaks, or less is picked up?")
-    ax.legend(fontsize=9, ncols=2)
+    ax.tick_params(labelsize=10)
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -303,6 +366,7 @@ def say(tests: pd.DataFrame, table: pd.DataFrame) -> None:
     """The outcome, on the screen."""
     shown = [name for name in tests if name.startswith(("candidate", "rho", "p_"))]
     print(tests[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(tell_leaks(table).to_string(index=False, float_format=lambda value: f"{value:.5f}"))
     for name, (slope, low, high) in fit_slopes(table).items():
         print(f"over parameters, {name}: exponent {slope:+.2f} ({low:+.2f} to {high:+.2f})")
 
@@ -323,6 +387,7 @@ def run(options: argparse.Namespace) -> int:
     tests = rank_candidates(table)
     say(tests, table)
     files.write_text(paths.benchmarks() / TESTS, to_csv(tests))
+    files.write_text(paths.benchmarks() / LEAKS, to_csv(tell_leaks(table)))
     plots.save_figure(draw(table, tests), table, paths.root() / "figures", "predictors")
     return 0
 

@@ -46,6 +46,28 @@ def test_without_held_out_bases_nothing_is_said_of_them():
     assert predict.draw(made_up(bases=4), tests).alt
 
 
+def test_transfer_per_nat_of_leak_is_a_ratio_of_means_with_an_interval_over_bases():
+    rng = np.random.default_rng(3)
+    leak = rng.lognormal(0, 0.5, 8)
+    value, low, high = predict.compare_means(2 * leak, leak)  # what the bases share cancels
+    assert (value, low, high) == pytest.approx((2, 2, 2))
+    told = [predict.compare_means(rng.normal(1, 0.6, 8), rng.lognormal(-0.15, 0.5, 8)) for _ in range(400)]
+    inside = np.mean([low <= 1 <= high for _, low, high in told])
+    assert 0.91 < inside < 0.98
+    assert np.isnan(predict.compare_means(np.array([1.0, -3.0]), np.ones(2))).all()  # a mean below 0
+    assert np.isnan(predict.compare_means(np.ones(1), np.ones(1))).all()  # a base alone tells no interval
+
+
+def test_leaks_are_told_by_size():
+    table = made_up()
+    told = predict.tell_leaks(table)
+    assert list(told["size"]) == ["64k", "166k", "368k", "864k"]
+    first = table[table["size"] == "64k"]
+    assert told.leak[0] == pytest.approx(first.leak.mean())
+    assert told.gain[0] == pytest.approx(first["lambda"].mean() / first.leak.mean())
+    assert (told.leak_low < told.leak).all() and (told.leak < told.leak_high).all()
+
+
 def test_candidates_written_down_beforehand_are_told_from_later_ones():
     tests = predict.rank_candidates(made_up())
     assert tests.beforehand.sum() == len(predict.CANDIDATES)
