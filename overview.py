@@ -33,7 +33,7 @@ def read_study(study: str, measure: str) -> pd.DataFrame:
 
 
 def read_panel(panel: drivers.Panel) -> pd.DataFrame:
-    """Each size at each value of what a panel varies; of the ladder, the sizes that the others have."""
+    """Each size at each value of what a panel varies; of the usual setting, the sizes that others have."""
     found = []
     for value, study in panel.points.items():
         path = paths.tables(study) / f"{panel.table}.csv"
@@ -45,9 +45,9 @@ def read_panel(panel: drivers.Panel) -> pd.DataFrame:
         if panel.table == "epochs":
             kept &= table.epoch.astype(str) == value
         found.append(table[kept].assign(value=value, study=study))
-    shared = set.intersection(*(set(each["size"]) for each in found))
     table = pd.concat(found, ignore_index=True)
-    return table[table["size"].isin(shared)].assign(panel=panel.title).reindex(columns=DRIVERS)
+    varied = table[table.study != drivers.USUAL]["size"]
+    return table[table["size"].isin(varied)].assign(panel=panel.title).reindex(columns=DRIVERS)
 
 
 def write_overview() -> int:

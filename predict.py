@@ -1,9 +1,10 @@
 """What 07_predict says of bases beside what their students did: `python predict.py`.
 
 Where evaluations and predictions of a study lie in results/<study>/, `python predict.py --study ladder`
-gathers them into benchmarks/predictors.csv, one row per base; else that file is read as it is. From it follow
-figures/predictors.png, benchmarks/predictor-tests.csv and benchmarks/leak.csv: what leaks, and transfer per
-nat of it, by size. Predictions are made by 07_predict, base by base (n_raw 480 for 64k, 240 from 166k up):
+gathers them into benchmarks/predictors.csv, one row per base, beside those of other studies; else that file
+is read as it is. From it follow benchmarks/leak.csv, what leaks and transfer per nat of it by study and size
+and from the ladder's rows figures/predictors.png and benchmarks/predictor-tests.csv. Predictions are made by
+07_predict, base by base (n_raw 480 for 64k, 240 from 166k up):
 
     papermill notebooks/07_predict.ipynb executed/predict.ipynb -p study ladder -p size 64k -p n_raw 480
 
@@ -13,6 +14,7 @@ Bases 0 to 3 of a size were explored, bases 4 to 7 held out until one predictor 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,6 +32,7 @@ TABLE = "predictors.csv"
 TESTS = "predictor-tests.csv"
 MATRICES = "predictor-matrices.csv"
 LEAKS = "leak.csv"
+TESTED = "ladder"  # the study whose bases were explored and held out
 FIRST_HELD_OUT = 4
 GROUPS = ("explored", "held out")
 NAMED = "directed_adam_whole"  # before any held-out base was looked at (LOG.md)
@@ -253,14 +256,14 @@ def compare_means(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float, fl
 
 
 def tell_leaks(table: pd.DataFrame) -> pd.DataFrame:
-    """By size: KL of prompted from plain teacher, nats per token of the lists, and lambda per nat of it."""
+    """By study and size: KL of prompted from plain teacher, nats a token of the lists, and lambda per nat."""
     rows = []
-    for (params, size), own in table.groupby(["params", "size"]):
+    for (study, params, size), own in table.groupby(["study", "params", "size"]):
         gain, leak = own["lambda"].to_numpy(), own.leak.to_numpy()
-        rows.append((size, params, len(own), gain.mean(), *compare_means(leak, np.ones_like(leak))))
+        rows.append((study, size, params, len(own), gain.mean(), *compare_means(leak, np.ones_like(leak))))
         rows[-1] += compare_means(gain, leak)
     names = ("leak", "leak_low", "leak_high", "gain", "gain_low", "gain_high")
-    return pd.DataFrame(rows, columns=["size", "params", "bases", "lambda", *names])
+    return pd.DataFrame(rows, columns=["study", "size", "params", "bases", "lambda", *names])
 
 
 # --- drawing ------------------------------------------------------------------------------------
@@ -366,7 +369,6 @@ def say(tests: pd.DataFrame, table: pd.DataFrame) -> None:
     """The outcome, on the screen."""
     shown = [name for name in tests if name.startswith(("candidate", "rho", "p_"))]
     print(tests[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-    print(tell_leaks(table).to_string(index=False, float_format=lambda value: f"{value:.5f}"))
     for name, (slope, low, high) in fit_slopes(table).items():
         print(f"over parameters, {name}: exponent {slope:+.2f} ({low:+.2f} to {high:+.2f})")
 
@@ -375,19 +377,34 @@ def to_csv(table: pd.DataFrame) -> str:
     return table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
 
 
+def join_rows(path: Path, own: pd.DataFrame) -> pd.DataFrame:
+    """The tracked table with a study's rows in place of those that it had; the tested study stands first."""
+    if not path.exists():
+        return own
+    table = pd.read_csv(path)
+    table = pd.concat([table[~table.study.isin(own.study)], own], ignore_index=True)
+    return table.sort_values("study", key=lambda name: name != TESTED, kind="stable", ignore_index=True)
+
+
 def run(options: argparse.Namespace) -> int:
     path = paths.benchmarks() / TABLE
     if options.study:
-        table, pairs = gather(options.study)
-        files.write_text(path, to_csv(table))
-        matched = match_matrices(table, pairs)
-        files.write_text(paths.benchmarks() / MATRICES, to_csv(matched))
-        print(matched.to_string(index=False), end="\n\n")
-    table = pd.read_csv(path)
+        own, pairs = gather(options.study)
+        files.write_text(path, to_csv(join_rows(path, own)))
+        if options.study == TESTED:
+            matched = match_matrices(own, pairs)
+            files.write_text(paths.benchmarks() / MATRICES, to_csv(matched))
+            print(matched.to_string(index=False), end="\n\n")
+    whole = pd.read_csv(path)
+    leaks = tell_leaks(whole)
+    print(leaks.to_string(index=False, float_format=lambda value: f"{value:.5f}"), end="\n\n")
+    files.write_text(paths.benchmarks() / LEAKS, to_csv(leaks))
+    table = whole[whole.study == TESTED]
+    if table.empty:
+        return 0
     tests = rank_candidates(table)
     say(tests, table)
     files.write_text(paths.benchmarks() / TESTS, to_csv(tests))
-    files.write_text(paths.benchmarks() / LEAKS, to_csv(tell_leaks(table)))
     plots.save_figure(draw(table, tests), table, paths.root() / "figures", "predictors")
     return 0
 
@@ -397,7 +414,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--study", default="", help="gather anew from results/STUDY; without, the tracked table"
+        "--study", default="", help="gather a study's rows anew from results/STUDY; without, none"
     )
     options = parser.parse_args(arguments)
     return guarded(lambda: run(options), "was written")

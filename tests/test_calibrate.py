@@ -368,7 +368,7 @@ def test_killed_with_all_its_processes_it_goes_on_and_comes_to_the_same(here, mo
     early = {path: path.read_bytes() for path in pieces(here)}
     assert 0 < len(early) < 12
     again = start(here, *words)
-    said, _ = again.communicate(timeout=60)
+    said, _ = again.communicate(timeout=240)
     assert again.returncode == 0, said
     assert len(pieces(here)) == 12 and all(path.read_bytes() == old for path, old in early.items())
     shutil.rmtree(here / "artifacts")

@@ -66,7 +66,7 @@ class Served:
 
     def end(self) -> None:
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=60)
         self.process.stdout.close()
 
 
@@ -468,7 +468,7 @@ def lab(root: Path, tmp_path: Path) -> Iterator[str]:
         yield wait_for_address(process, log)
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=60)
 
 
 def wait_for_address(process: subprocess.Popen, log: Path) -> str:

@@ -160,7 +160,7 @@ def kill_all(process: subprocess.Popen) -> None:
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for each in family:
         each.kill()
-    psutil.wait_procs(family, timeout=10)
+    psutil.wait_procs(family, timeout=60)
     process.communicate()
 
 

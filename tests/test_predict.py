@@ -23,7 +23,13 @@ def made_up(seed: int = 0, bases: int = 8) -> pd.DataFrame:
             told = rng.normal() + 1
             row = {name: rng.normal() + 3 for name in (*predict.CANDIDATES, *predict.LATER)}
             row |= {predict.NAMED: told, "lambda": 10 - 2 * number + told + 0.1 * rng.normal(), "error": 0.1}
-            row |= {"size": size, "params": 64000 * 3**number, "base": base, "label": f"{size}-{base}"}
+            row |= {
+                "study": predict.TESTED,
+                "size": size,
+                "params": 64000 * 3**number,
+                "base": base,
+                "label": f"{size}-{base}",
+            }
             rows.append(row | {"group": predict.GROUPS[int(base >= predict.FIRST_HELD_OUT)]})
     return pd.DataFrame(rows)
 
@@ -66,6 +72,19 @@ def test_leaks_are_told_by_size():
     assert told.leak[0] == pytest.approx(first.leak.mean())
     assert told.gain[0] == pytest.approx(first["lambda"].mean() / first.leak.mean())
     assert (told.leak_low < told.leak).all() and (told.leak < told.leak_high).all()
+
+
+def test_a_study_gathered_again_takes_the_place_of_its_own_rows(tmp_path):
+    table, path = made_up(bases=2), tmp_path / "predictors.csv"
+    assert predict.join_rows(path, table) is table
+    dial = table.assign(study="dial", leak=1.0)
+    files.write_text(path, predict.to_csv(predict.join_rows(path, dial)))
+    files.write_text(path, predict.to_csv(predict.join_rows(path, table)))
+    files.write_text(path, predict.to_csv(predict.join_rows(path, dial.assign(leak=2.0).head(3))))
+    joined = pd.read_csv(path)
+    assert joined.study.tolist() == [predict.TESTED] * len(table) + ["dial"] * 3
+    assert joined[joined.study == "dial"].leak.tolist() == [2.0] * 3
+    pd.testing.assert_frame_equal(joined.head(len(table)), table, check_dtype=False, check_like=True)
 
 
 def test_candidates_written_down_beforehand_are_told_from_later_ones():
