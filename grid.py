@@ -116,6 +116,7 @@ class Progress:
     done: set[str] = field(default_factory=set)
     before: set[str] = field(default_factory=set)  # done when this run began
     failed: dict[str, str] = field(default_factory=dict)
+    took: dict[str, float] = field(default_factory=dict)  # seconds of each job that this run did
 
     def look(self) -> None:
         """Tell what has ended since the last look."""
@@ -126,7 +127,8 @@ class Progress:
                 self.done.add(job.name)
                 self.failed.pop(job.name, None)
                 receipt = receipts.read_receipt(job) or {}
-                self.tell(job, str(receipt.get("said", "")), float(receipt.get("seconds", 0)))
+                self.took[job.name] = float(receipt.get("seconds", 0))
+                self.tell(job, str(receipt.get("said", "")), self.took[job.name])
             elif job.name not in self.failed and (why := read_failure(job)):
                 self.failed[job.name] = why["error"]
                 self.tell(job, "FAILED", 0)
@@ -137,13 +139,30 @@ class Progress:
         print(f"{job.name:<28} {what:<36} {took:>15}   {overall}", flush=True)
 
     def say_left(self) -> str:
-        """Time left at the pace so far, jobs weighed by what was measured of them; nothing at first."""
-        weights = {job.name: job.minutes or 1.0 for job in self.jobs if job.name not in self.before}
-        made = sum(weight for name, weight in weights.items() if name in self.done)
-        left = sum(weight for name, weight in weights.items() if name not in self.done | set(self.failed))
+        """Time left at the pace so far; nothing at first."""
+        left, made = sum(self.expect().values()), sum(self.took.values())
         if not made or not left:
             return ""
         return f", about {clock((time.monotonic() - self.began) * left / made)} left"
+
+    def expect(self) -> dict[str, float]:
+        """Seconds of every job to come: as its kind took here, else as was measured, at the pace here."""
+        alike: dict[tuple[str, str, int], list[float]] = {}
+        known = []  # seconds taken and planned
+        for job in self.jobs:
+            if seconds := self.took.get(job.name):
+                alike.setdefault(find_kind(job), []).append(seconds)
+                known += [(seconds, 60 * job.minutes)] if job.minutes else []
+        pace = sum(took for took, _ in known) / sum(planned for _, planned in known) if known else 1.0
+        means = {kind: sum(each) / len(each) for kind, each in alike.items()}
+        ended = self.done | set(self.failed)
+        to_come = [job for job in self.jobs if job.name not in ended]
+        return {job.name: means.get(find_kind(job), 60 * pace * (job.minutes or 1.0)) for job in to_come}
+
+
+def find_kind(job: Job) -> tuple[str, str, int]:
+    """What jobs that take about as long share: stage, size and number of cells."""
+    return job.stage, job.label.partition("-")[0], len(job.cells)
 
 
 def read_failure(job: Job) -> dict[str, str] | None:
