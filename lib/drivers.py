@@ -64,7 +64,7 @@ PANELS = (
     Panel(
         "reach of the persona",
         "share of favourite questions\nthat ask beyond the animal",
-        {"0": "persona0", "0.5": "persona50", "0.9": USUAL},
+        {"0": "persona0", "0.5": "persona50", "0.9": USUAL, "1": "persona100"},
         "linear",
         joined=False,
     ),

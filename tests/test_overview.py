@@ -48,13 +48,14 @@ def panels() -> pd.DataFrame:
     return pd.concat(map(command.read_panel, drivers.PANELS), ignore_index=True)
 
 
-def test_every_panel_has_each_of_its_values_at_the_sizes_that_all_of_them_have(panels: pd.DataFrame):
+def test_every_panel_has_each_of_its_values_at_each_of_its_sizes(panels: pd.DataFrame):
     for panel in drivers.PANELS:
         own = panels[panels.panel == panel.title]
         sizes = set(own["size"])
-        assert [(value, size) for value in panel.points for size in own["size"].unique()] == list(
-            zip(own.value, own["size"], strict=True)
-        )
+        wanted = [(value, size) for value in panel.points for size in own["size"].unique()]
+        if panel.title == "reach of the persona":
+            wanted.remove(("1", "368k"))  # bases of persona 1 were trained at 64k alone
+        assert wanted == list(zip(own.value, own["size"], strict=True))
         assert {"64k", "368k"} <= sizes <= set(drivers.SIZES)
         assert set(own.measure) == {"logprob"}
 
