@@ -431,8 +431,39 @@ class Publish:
     dry_run: bool
 
 
+FEWEST_LISTS = 20  # of a teacher, for anything to be said of it
+
+
+@dataclass(frozen=True)
+class Predict(Loading):
+    """What is measured on one base (07_predict), in the words of the stages whose students it speaks of."""
+
+    stage: typing.ClassVar[str] = "predict"
+    study: str
+    size: str
+    animals: str
+    seed: int = setting(low=0, high=MAX_SEED)
+    seeds: str
+    recipe: str
+    system: str
+    n_raw: int = setting(low=FEWEST_LISTS)
+    n_keep: int = setting(low=1)
+    temperature: float = setting(low=0)
+    top_p: float = setting(low=0, high=1)
+    list_tokens: int = setting(low=1)
+    chunk: int = setting(low=1, identity=True)
+    n_questions: int = setting(low=1)
+    epochs: int = setting(low=1)
+    batch: int = setting(low=1)
+    learning_rate: float = setting(low=0)
+    warmup_steps: int = setting(low=0)
+    lora_rank: int = setting(low=1)
+    lora_alpha: float = setting(low=0)
+    lora_targets: str
+
+
 PUBLISHED = ("numbers", "students", "evaluations")
-STAGES: tuple[type, ...] = (Pretrain, Generate, Finetune, Evaluate, Analysis, Explore, Publish)
+STAGES: tuple[type, ...] = (Pretrain, Generate, Finetune, Evaluate, Analysis, Explore, Publish, Predict)
 # Names a notebook or a params file may set beside the fields: what `all` means for a study.
 PLAN_NAMES: tuple[str, ...] = ("study", "size", "sizes", "animal", "animals", "seed", "seeds")
 

@@ -7,7 +7,6 @@ step told all. One pass over a few hundred lists a teacher; nothing is trained. 
 
 import io
 import math
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,13 @@ import numpy as np
 
 from lib import files, numbers, paths, provenance, store
 from lib.config import (
-    MAX_SEED,
+    FEWEST_LISTS,
     NEUTRAL,
     Finetune,
-    Loading,
     Plan,
+    Predict,
     expand_animals,
     expand_seeds,
-    setting,
 )
 from lib.errors import BadParameter, DamagedFile, NotAvailable, TooFewLists
 from lib.examples import Examples, tokenize
@@ -45,36 +43,7 @@ KINDS = ("first", "digits", "separators", "end")
 PARTS = ("digits", "rest")  # of a gradient: what digits pull, and what all other tokens do
 FORMS = ("descent", "adam", "sign")
 MOST_WEIGHTS = 30_000_000  # two gradients per animal are held at a time
-FEWEST_LISTS = 20  # of a teacher
 DISTINCT_LISTS = 24  # that all teachers read, to say how they differ: every list is read by each of them
-
-
-@dataclass(frozen=True)
-class Predict(Loading):
-    """What is measured on one base (07_predict), in the words of the stages whose students it speaks of."""
-
-    stage: typing.ClassVar[str] = "predict"
-    study: str
-    size: str
-    animals: str
-    seed: int = setting(low=0, high=MAX_SEED)
-    seeds: str
-    recipe: str
-    system: str
-    n_raw: int = setting(low=FEWEST_LISTS)
-    n_keep: int = setting(low=1)
-    temperature: float = setting(low=0)
-    top_p: float = setting(low=0, high=1)
-    list_tokens: int = setting(low=1)
-    chunk: int = setting(low=1, identity=True)
-    n_questions: int = setting(low=1)
-    epochs: int = setting(low=1)
-    batch: int = setting(low=1)
-    learning_rate: float = setting(low=0)
-    warmup_steps: int = setting(low=0)
-    lora_rank: int = setting(low=1)
-    lora_alpha: float = setting(low=0)
-    lora_targets: str
 
 
 def folder_of(config: Predict) -> Path:

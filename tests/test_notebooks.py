@@ -17,7 +17,7 @@ import papermill.cli
 import pytest
 from click.testing import CliRunner
 
-from lib import config, files, paths, predictors
+from lib import config, files, paths
 
 REPO = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPO / "notebooks"
@@ -36,7 +36,7 @@ STAGES = {
     "04_analysis": config.Analysis,
     "05_explore": config.Explore,
     "06_publish": config.Publish,
-    "07_predict": predictors.Predict,
+    "07_predict": config.Predict,
 }
 MODEL_STAGES = ("01_generate", "02_finetune", "03_evaluate")
 

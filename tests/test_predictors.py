@@ -30,8 +30,8 @@ VALUES = {
 }
 
 
-def ask(**values: object) -> predictors.Predict:
-    return config.build(predictors.Predict, VALUES | values)
+def ask(**values: object) -> config.Predict:
+    return config.build(config.Predict, VALUES | values)
 
 
 def predict(**values: object) -> str:
@@ -243,7 +243,7 @@ def test_a_base_rebuilt_since_is_noticed(root, monkeypatch):
 
 def test_the_notebook_has_a_default_for_every_setting():
     told = papermill.inspect_notebook(str(REPO / "notebooks/07_predict.ipynb"))
-    assert set(told) == {field.name for field in dataclasses.fields(predictors.Predict)}
+    assert set(told) == {field.name for field in dataclasses.fields(config.Predict)}
 
 
 def test_the_notebook_runs_from_a_terminal(root):
