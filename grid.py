@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,6 @@ class Progress:
     jobs: Sequence[Job]
     began: float = field(default_factory=time.monotonic)
     done: set[str] = field(default_factory=set)
-    before: set[str] = field(default_factory=set)  # done when this run began
     failed: dict[str, str] = field(default_factory=dict)
     took: dict[str, float] = field(default_factory=dict)  # seconds of each job that this run did
 
@@ -147,7 +146,7 @@ class Progress:
 
     def expect(self) -> dict[str, float]:
         """Seconds of every job to come: as its kind took here, else as was measured, at the pace here."""
-        alike: dict[tuple[str, str, int], list[float]] = {}
+        alike: dict[Hashable, list[float]] = {}
         known = []  # seconds taken and planned
         for job in self.jobs:
             if seconds := self.took.get(job.name):
@@ -160,9 +159,9 @@ class Progress:
         return {job.name: means.get(find_kind(job), 60 * pace * (job.minutes or 1.0)) for job in to_come}
 
 
-def find_kind(job: Job) -> tuple[str, str, int]:
-    """What jobs that take about as long share: stage, size and number of cells."""
-    return job.stage, job.label.partition("-")[0], len(job.cells)
+def find_kind(job: Job) -> Hashable:
+    """What jobs that take about as long share: stage, size, number of cells and point of a study's axes."""
+    return job.stage, job.label.partition("-")[0], len(job.cells), job.axes
 
 
 def read_failure(job: Job) -> dict[str, str] | None:
@@ -202,7 +201,7 @@ def run_grid(grid: Grid) -> int:
             f"study {grid.study}: {len(jobs)} jobs, {len(done)} done already, on {say_where(grid)}",
             flush=True,
         )
-        progress = Progress(jobs, done=set(done), before=done)
+        progress = Progress(jobs, done=set(done))
         code = run_snakemake(grid, progress, lock.fileno()) if len(done) < len(jobs) else 0
     missing = [job for job in jobs if job.name not in progress.done]
     if missing and not code:  # by targets, --omit-from and the like

@@ -431,9 +431,6 @@ class Publish:
     dry_run: bool
 
 
-FEWEST_LISTS = 20  # of a teacher, for anything to be said of it
-
-
 @dataclass(frozen=True)
 class Predict(Loading):
     """What is measured on one base (07_predict), in the words of the stages whose students it speaks of."""
@@ -446,7 +443,7 @@ class Predict(Loading):
     seeds: str
     recipe: str
     system: str
-    n_raw: int = setting(low=FEWEST_LISTS)
+    n_raw: int = setting(low=1)
     n_keep: int = setting(low=1)
     temperature: float = setting(low=0)
     top_p: float = setting(low=0, high=1)

@@ -16,7 +16,6 @@ import numpy as np
 
 from lib import files, numbers, paths, provenance, store
 from lib.config import (
-    FEWEST_LISTS,
     NEUTRAL,
     Finetune,
     Plan,
@@ -43,6 +42,7 @@ KINDS = ("first", "digits", "separators", "end")
 PARTS = ("digits", "rest")  # of a gradient: what digits pull, and what all other tokens do
 FORMS = ("descent", "adam", "sign")
 MOST_WEIGHTS = 30_000_000  # two gradients per animal are held at a time
+FEWEST_LISTS = 20  # of a teacher
 DISTINCT_LISTS = 24  # that all teachers read, to say how they differ: every list is read by each of them
 
 

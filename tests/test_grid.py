@@ -69,6 +69,27 @@ def test_a_line_per_job_tells_what_it_did_and_how_far_the_grid_is(finished):
     assert re.search(r"about \d+:\d\d left$", out, re.M)
 
 
+def test_time_left_goes_by_what_jobs_of_a_kind_took_here():
+    def job(stage: str, label: str, minutes: float | None, **axes: int) -> Job:
+        return Job("toy", stage, label, minutes=minutes, axes=tuple(axes.items()))
+
+    bases, students = ("64k", "64k-1", "166k"), ("64k", "166k")
+    jobs = [job("pretrain", label, None) for label in bases] + [
+        job("finetune", each, 2.0) for each in students
+    ]
+    told = grid.Progress(jobs, began=time.monotonic() - 700)
+    assert told.say_left() == ""  # nobody knows
+    told.done, told.took = {"pretrain-64k"}, {"pretrain-64k": 700.0}
+    assert list(told.expect().values()) == [700, 60, 120, 120]  # no minutes known: one
+    assert told.say_left() == ", about 16:40 left"
+    told.done.add("finetune-64k")
+    told.took["finetune-64k"] = 360.0  # three times what was planned, and so will the others take
+    assert list(told.expect().values()) == [700, 180, 360]
+    doses = grid.Progress([job("finetune", "64k", n / 1000, n_lists=n) for n in (1000, 10_000)])
+    doses.done, doses.took = {doses.jobs[0].name}, {doses.jobs[0].name: 120.0}
+    assert list(doses.expect().values()) == [pytest.approx(1200)]  # ten times the lists
+
+
 def test_each_job_leaves_its_notebook_log_benchmark_and_receipt(finished):
     project, _ = finished
     executed = project.root / "executed/tiny"
@@ -275,24 +296,6 @@ def test_a_disk_that_fills_in_the_middle_is_told_and_the_grid_goes_on_once_there
 
 
 # --- further axes ---------------------------------------------------------------------------------
-
-
-def test_time_left_goes_by_what_jobs_of_a_kind_took_here():
-    def job(stage: str, label: str, minutes: float | None) -> Job:
-        return Job("toy", stage, label, minutes=minutes)
-
-    bases, students = ("64k", "64k-1", "166k"), ("64k", "166k")
-    jobs = [job("pretrain", label, None) for label in bases] + [
-        job("finetune", each, 2.0) for each in students
-    ]
-    told = grid.Progress(jobs, began=time.monotonic() - 700)
-    assert told.say_left() == ""  # nobody knows
-    told.done, told.took = {"pretrain-64k"}, {"pretrain-64k": 700.0}
-    assert list(told.expect().values()) == [700, 60, 120, 120]  # no minutes known: one
-    assert told.say_left() == ", about 16:40 left"
-    told.done.add("finetune-64k")
-    told.took["finetune-64k"] = 360.0  # three times what was planned, and so will the others take
-    assert list(told.expect().values()) == [700, 180, 360]
 
 
 def test_each_point_of_an_axis_is_a_study_of_its_own(project: Project):

@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from browser import expect
 from build_study import ANIMALS, build_study
 
 from lib import charts, page, paths, plots, report
 
 pytest_plugins = ["browser"]
-
-expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: run `make test`").expect
 
 HIT = "window.__hit=1"
 SCRIPT = f"<script>{HIT}</script>"

@@ -64,6 +64,35 @@ def test_transfer_per_nat_of_leak_is_a_ratio_of_means_with_an_interval_over_base
     assert np.isnan(predict.compare_means(np.ones(1), np.ones(1))).all()  # a base alone tells no interval
 
 
+def test_an_exponent_is_that_of_the_means_with_an_interval_over_bases():
+    params = np.repeat([64000.0, 166000.0, 368000.0, 864000.0], 8)
+    inside = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        leak = params**-0.7 * rng.lognormal(-0.08, 0.4, len(params))
+        noise = rng.normal(1, 0.3, len(params))
+        table = pd.DataFrame(dict.fromkeys(predict.SCALED, 1.0), index=range(len(params)))
+        found = predict.fit_slopes(table.assign(params=params, leak=leak, **{"lambda": leak * noise}))
+        value, low, high = found["leak"]
+        means = [leak[params == each].mean() for each in np.unique(params)]
+        assert value == pytest.approx(np.polyfit(np.log(np.unique(params)), np.log(means), 1)[0])
+        inside += [low < -0.7 < high, found[predict.PER_NAT][1] < 0 < found[predict.PER_NAT][2]]
+    assert np.mean(inside) > 0.88
+
+
+def test_bases_of_two_studies_are_compared_by_name():
+    ladder = made_up().head(8).assign(**{"lambda": 1.0, "leak": 2.0, "reach_adam_whole": 5.0})
+    dial = ladder[ladder.base < 4].assign(study="dial", **{"lambda": [2.0, 2.2, 1.8, 2.1]})
+    told = predict.pair_studies(pd.concat([ladder, dial])).set_index("quantity")
+    assert set(told.study) == {"dial"} and set(told.beside) == {predict.TESTED} and set(told.bases) == {4}
+    assert told.ratio["lambda"] == pytest.approx(np.prod([2.0, 2.2, 1.8, 2.1]) ** 0.25)
+    assert told.ratio_low["lambda"] < told.ratio["lambda"] < told.ratio_high["lambda"]
+    assert told.p["lambda"] < 0.001 and told.ratio["gain"] == pytest.approx(told.ratio["lambda"])
+    assert told.ratio["leak"] == told.ratio["reach_adam_whole"] == 1
+    below = dial.assign(**{"lambda": [2.0, -1.0, 1.0, 1.0]})
+    assert "lambda" not in set(predict.pair_studies(pd.concat([ladder, below])).quantity)
+
+
 def test_leaks_are_told_by_size():
     table = made_up()
     told = predict.tell_leaks(table)
@@ -138,6 +167,8 @@ def test_gathering_puts_both_matrices_in_one_order_of_animals(monkeypatch):
     ).set_index("label")
     lifts = dict.fromkeys(bases.index, measured)
     monkeypatch.setattr(predict, "measure_lifts", lambda study, labels: (bases, lifts))
+    assert predict.gather("toy")[0].group.tolist() == ["", ""]  # nobody explored or held out these
+    monkeypatch.setattr(predict, "TESTED", "toy")
     table, pairs = predict.gather("toy")
     assert table.group.tolist() == ["explored", "held out"]
     assert table.terms_adam_whole.tolist() == pytest.approx([1, 1])
@@ -171,7 +202,7 @@ def test_exponents_over_sizes_are_those_of_the_means():
     table["lambda"] = table.params**-0.75
     table["leak"] = table.params**0.5 * np.random.default_rng(2).lognormal(size=len(table))
     table[predict.NAMED] = np.where(table["size"] == "368k", -1.0, 1.0)
-    slopes = predict.fit_slopes(table, draws=50)
+    slopes = predict.fit_slopes(table)
     assert slopes["lambda"] == pytest.approx((-0.75, -0.75, -0.75))
     assert slopes["leak"][1] < slopes["leak"][0] < slopes["leak"][2]
     assert predict.NAMED not in slopes
