@@ -20,7 +20,7 @@ DRIVERS += ["n_bases", "n_students", "n_seeds", "measure"]
 
 
 def read_study(study: str, measure: str) -> pd.DataFrame:
-    """Sizes and bases of one study, as its last report has them."""
+    """Sizes of one study as its last report has them, and their bases where a size has several."""
     found = []
     for level, name in (("size", "transfer"), ("base", "bases")):
         path = paths.tables(study) / f"{name}.csv"
@@ -29,7 +29,9 @@ def read_study(study: str, measure: str) -> pd.DataFrame:
         elif level == "size":
             raise MissingInput(f"there is no {path}: run make report STUDY={study} first")
     table = pd.concat(found, ignore_index=True).reindex(columns=COLUMNS)
-    return table[table.measure == measure].assign(study=study)
+    several = table[(table.level == "size") & (table.n_bases > 1)]["size"]  # one base says what its size says
+    kept = (table.level == "size") | table["size"].isin(several)
+    return table[kept & (table.measure == measure)].assign(study=study)
 
 
 def read_panel(panel: drivers.Panel) -> pd.DataFrame:

@@ -38,6 +38,7 @@ def test_only_what_holds_after_the_correction_has_a_star(table: pd.DataFrame):
 
 
 def test_bases_of_a_size_are_points_of_their_own_and_an_only_base_is_none(table: pd.DataFrame):
+    assert set(table[table.level == "base"].study) == {"ladder"}  # elsewhere a size has one
     left, _ = overview.overview_figure(table).axes
     points = [len(each.get_offsets()) for each in left.collections if len(each.get_offsets()) > 1]
     assert sorted(points, reverse=True) == [8, 8, 8, 8, 4, 4, 2, 2]
