@@ -31,13 +31,6 @@ def find_chromium() -> str | None:
     return named or next(filter(None, map(shutil.which, NAMES)), None)
 
 
-def expect(thing: object, told: str | None = None) -> object:
-    """Playwright's `expect`, which waits until a claim about a page holds; only tests of pages need it."""
-    from playwright.sync_api import expect as claim
-
-    return claim(thing, told)
-
-
 @dataclass
 class Visit:
     """An open page with all that it did so far."""

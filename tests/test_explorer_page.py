@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from build_study import ANIMALS, QUESTIONS, build_document, build_study, write_document
+from waiting import expect
 
 from lib import paths, scoring
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from browser import Visit
 
 pytest_plugins = ["browser"]
-expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: run `make test`").expect
 
 REPO = Path(__file__).resolve().parent.parent
 TABS = ("student", "answers", "compare", "follow", "map", "marks", "files")

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
-from browser import expect
 from build_study import ANIMALS, build_study
+from waiting import expect
 
 from lib import charts, page, paths, plots, report
 
